@@ -1,0 +1,525 @@
+//! The pipeline file: one typed table per room, unknown keys refused, every key with a default
+//! where one makes sense.
+//!
+//! [`Pipeline::load`] reads a file, fills `${VAR}` from the environment, applies `--set`
+//! overrides and checks fields against each other. Errors name the file, the line, the key, what
+//! was expected and the nearest valid name.
+
+mod load;
+mod units;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::ConfigError;
+pub use units::{ByteSize, FalseAlarms, Span, Temperature, TimeSpan, WindowLength};
+
+/// A pipeline: where records come from, what is learned from them, where results go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Prefix of default topic names and the `pipeline` field of every output.
+    pub name: String,
+    pub source: Source,
+    pub records: Records,
+    #[serde(default)]
+    pub windows: Windows,
+    #[serde(default)]
+    pub pairs: Pairs,
+    #[serde(default)]
+    pub model: Model,
+    #[serde(default)]
+    pub training: Training,
+    #[serde(default)]
+    pub scores: Scores,
+    #[serde(default)]
+    pub sink: Sink,
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    #[serde(default)]
+    pub http: Http,
+}
+
+/// `[source]`: where records come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    Kafka(KafkaSource),
+    File(FileSource),
+    Generator(GeneratorSource),
+}
+
+/// `[source]` with `kind = "kafka"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaSource {
+    /// Bootstrap servers, `host:port,host:port`.
+    pub brokers: String,
+    /// Topics to read.
+    pub topics: Vec<String>,
+    /// Consumer group; `contrastream-<name>` when left out.
+    pub group: Option<String>,
+    /// Where a lane without a committed offset starts: `earliest` or `latest`.
+    #[serde(default)]
+    pub start: Start,
+    /// How message values are encoded.
+    #[serde(default)]
+    pub format: Format,
+    /// How `format = "csv"` is read.
+    #[serde(default)]
+    pub csv: Csv,
+    /// Most messages of one partition handed on together.
+    #[serde(default = "defaults::batch_messages")]
+    pub batch_messages: usize,
+    /// Longest a message waits for others of its batch.
+    #[serde(default = "defaults::linger")]
+    pub linger: TimeSpan,
+    /// Any librdkafka property: `security.protocol`, `sasl.*`, `ssl.*`, …. Used by the consumer
+    /// and, where `[sink.kafka]` names no brokers of its own, by the producer.
+    #[serde(default)]
+    pub properties: Properties,
+}
+
+/// librdkafka properties by name.
+pub type Properties = std::collections::BTreeMap<String, String>;
+
+/// Where a lane without a committed offset starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    #[default]
+    Earliest,
+    Latest,
+}
+
+/// How records are encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a message, or a line.
+    #[default]
+    Json,
+    /// Comma-separated values: a row a message, or a file with a header.
+    Csv,
+    /// Parquet files (`kind = "file"` only).
+    Parquet,
+}
+
+/// `[source.csv]`: the dialect of CSV.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Csv {
+    /// One ASCII character.
+    #[serde(default = "defaults::delimiter")]
+    pub delimiter: char,
+    /// Column names in order. Empty: the first line of each file names them (files only).
+    #[serde(default)]
+    pub columns: Vec<String>,
+}
+
+/// `[source]` with `kind = "file"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// A file, or a folder whose files (recursively, by name) are one lane each.
+    pub path: PathBuf,
+    /// `json` (lines), `csv` or `parquet`; when left out, each file's extension decides.
+    pub format: Option<Format>,
+    /// How CSV files are read.
+    #[serde(default)]
+    pub csv: Csv,
+    /// Most rows of one file handed on together.
+    #[serde(default = "defaults::batch_messages")]
+    pub batch_rows: usize,
+}
+
+/// `[source]` with `kind = "generator"`: a plant of seasonal machines with injected faults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorSource {
+    /// Number of machines (keys).
+    #[serde(default = "defaults::machines")]
+    pub machines: usize,
+    /// Time between two samples of a machine.
+    #[serde(default = "defaults::period")]
+    pub period: TimeSpan,
+    /// Records made in all; 0: without end.
+    #[serde(default)]
+    pub count: u64,
+    /// Records a second in real time; 0: as fast as they are taken.
+    #[serde(default)]
+    pub rate: f64,
+    /// Mean event time between two faults of one machine; 0s: no faults.
+    #[serde(default = "defaults::fault_every")]
+    pub fault_every: TimeSpan,
+    /// Event time after a machine's first sample before its first fault.
+    #[serde(default = "defaults::fault_after")]
+    pub fault_after: TimeSpan,
+    /// Seed of all that is random in it.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+}
+
+/// `[records]`: which fields of a record are its key, time and channels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Records {
+    /// `wide`: one field per channel. `long`: rows of (code, value), pivoted to channels.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Field that holds the key. Left out: the Kafka message key, or the file's name.
+    pub key: Option<String>,
+    /// Field that holds the event time: RFC 3339 or `YYYY-MM-DD hh:mm:ss[.f]` (UTC) as text, or a
+    /// number since the epoch in `time_unit`.
+    pub time: String,
+    /// Unit of numeric times.
+    #[serde(default)]
+    pub time_unit: TimeUnit,
+    /// Channel names in the order in which the model sees them.
+    pub channels: Vec<String>,
+    /// `layout = "long"`: field that names the channel.
+    #[serde(default = "defaults::code")]
+    pub code: String,
+    /// `layout = "long"`: field that holds the value.
+    #[serde(default = "defaults::value")]
+    pub value: String,
+}
+
+/// Shape of the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    #[default]
+    Wide,
+    Long,
+}
+
+/// Unit of numeric event times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeUnit {
+    /// By magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else
+    /// nanoseconds.
+    #[default]
+    Auto,
+    S,
+    Ms,
+    Us,
+    Ns,
+}
+
+/// `[windows]`: how each key's stream is cut into segments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Windows {
+    /// Samples of a segment, or a duration such as `"30s"` (then `resample` must be set).
+    pub length: WindowLength,
+    /// Samples, or a duration, between the starts of two successive segments.
+    pub stride: WindowLength,
+    /// Grid onto which samples are averaged; left out, samples are taken as they come.
+    pub resample: Option<TimeSpan>,
+    /// A longer gap between two samples of a key starts a new run: no segment spans it.
+    pub max_gap: Option<TimeSpan>,
+    /// How far a record may lie behind the newest of its key; later ones are counted and dropped.
+    pub lateness: TimeSpan,
+    /// Wall-clock silence after which a partition no longer holds the watermark back.
+    pub idle: TimeSpan,
+    /// Keys held at once; the least recently seen one makes room.
+    pub max_keys: usize,
+}
+
+/// `[pairs]`: what counts as a positive pair, and its augmentations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pairs {
+    /// How far, in strides, an adjacent positive may lie.
+    pub max_distance: usize,
+    /// Augmentations, applied in this order to both views.
+    pub augment: Vec<Augmentation>,
+    /// Entries of the queue that overlap the anchor or its positive are not negatives.
+    pub exclude_same_key: bool,
+    /// Segments kept to draw pairs from.
+    pub pool: usize,
+}
+
+/// An augmentation of `pairs.augment`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Augmentation {
+    /// Gaussian noise on every sample.
+    Jitter,
+    /// One random factor per channel.
+    Scale,
+    /// Random samples become missing.
+    Mask,
+    /// A random part of the segment stays, the rest becomes missing.
+    Crop,
+    /// One channel of several becomes missing.
+    DropChannel,
+}
+
+/// `[model]`: the encoder and its contrastive memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    pub encoder: Encoder,
+    /// Width of the hidden layers.
+    pub hidden: usize,
+    /// Length of an embedding.
+    pub embedding: usize,
+    /// Widths of the projection head's layers; the last one is the space of the loss.
+    pub projection: Vec<usize>,
+    /// Negatives held.
+    pub queue: usize,
+    /// Share of the momentum encoder that stays at each step.
+    pub momentum: f32,
+    /// Of InfoNCE: a number, or `"auto"` to learn it.
+    pub temperature: Temperature,
+}
+
+/// The encoder's architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoder {
+    /// Dilated causal convolutions.
+    #[default]
+    Tcn,
+    /// Dense layers over the flattened segment.
+    Mlp,
+}
+
+/// `[training]`: how much is learned, and how fast.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Training {
+    /// `false` freezes the model: it embeds and scores without learning.
+    pub enabled: bool,
+    /// Pairs of a step.
+    pub batch: usize,
+    /// Segments seen per step.
+    pub every: usize,
+    pub learning_rate: f32,
+    /// Largest norm of a step's gradient.
+    pub clip_norm: f32,
+    /// Share of the learner's time that training may take when the stream lags; 1 never skips.
+    pub max_share: f32,
+    /// Seed of weights, pairs and augmentations.
+    pub seed: u64,
+}
+
+/// `[scores]`: calibration and alerts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scores {
+    /// Segments of a key before its scores may raise alerts.
+    pub warmup: usize,
+    /// False alarms a key may raise on a normal stream, such as `"1 per week"`.
+    pub false_alarms: FalseAlarms,
+}
+
+/// `[sink]`: where results go; each of its tables is optional.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sink {
+    pub kafka: Option<KafkaSink>,
+    pub parquet: Option<ParquetSink>,
+}
+
+/// `[sink.kafka]`: output topics.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaSink {
+    /// Bootstrap servers; those of a Kafka source when left out.
+    pub brokers: Option<String>,
+    /// Topic of embeddings; `<name>.embeddings` when left out, `""` for none.
+    pub embeddings: Option<String>,
+    /// Topic of anomaly scores; `<name>.anomalies` when left out, `""` for none.
+    pub anomalies: Option<String>,
+    /// Topic of dead letters; `<name>.dead-letters` when left out.
+    pub dead_letters: Option<String>,
+    /// Any librdkafka producer property.
+    pub properties: Properties,
+}
+
+/// `[sink.parquet]`: embeddings as files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParquetSink {
+    /// Folder the files go to.
+    pub path: PathBuf,
+    /// Folders below it, `name=value`: `date` (UTC day of the window's end), `key`.
+    #[serde(default = "defaults::partition_by")]
+    pub partition_by: Vec<PartitionColumn>,
+    /// A file of this size is closed and the next one begun.
+    #[serde(default = "defaults::roll")]
+    pub roll: ByteSize,
+    /// A file this old is closed even if it is small.
+    #[serde(default = "defaults::roll_interval")]
+    pub roll_interval: TimeSpan,
+}
+
+/// A column that names folders of the Parquet output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionColumn {
+    Date,
+    Key,
+}
+
+/// `[checkpoint]`: where state survives a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Folder; left out, nothing is saved and a restart learns anew.
+    pub store: Option<PathBuf>,
+    /// Time between two commits.
+    pub interval: TimeSpan,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+/// `[http]`: metrics and health.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address to listen on; `""` for none.
+    pub listen: String,
+}
+
+impl Default for Csv {
+    fn default() -> Self {
+        Self { delimiter: defaults::delimiter(), columns: Vec::new() }
+    }
+}
+
+impl Default for GeneratorSource {
+    fn default() -> Self {
+        Self {
+            machines: defaults::machines(),
+            period: defaults::period(),
+            count: 0,
+            rate: 0.0,
+            fault_every: defaults::fault_every(),
+            fault_after: defaults::fault_after(),
+            seed: defaults::seed(),
+        }
+    }
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self {
+            length: WindowLength::Samples(64),
+            stride: WindowLength::Samples(8),
+            resample: None,
+            max_gap: None,
+            lateness: TimeSpan::from_secs(5),
+            idle: TimeSpan::from_secs(60),
+            max_keys: 1_000_000,
+        }
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        use Augmentation::{Crop, DropChannel, Jitter, Mask, Scale};
+        Self {
+            max_distance: 1,
+            augment: vec![Jitter, Scale, Mask, Crop, DropChannel],
+            exclude_same_key: true,
+            pool: 4096,
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            encoder: Encoder::Tcn,
+            hidden: 32,
+            embedding: 64,
+            projection: vec![128, 64],
+            queue: 4096,
+            momentum: 0.995,
+            temperature: Temperature::Auto,
+        }
+    }
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            batch: 128,
+            every: 32,
+            learning_rate: 1e-3,
+            clip_norm: 1.0,
+            max_share: 0.5,
+            seed: 7,
+        }
+    }
+}
+
+impl Default for Scores {
+    fn default() -> Self {
+        Self { warmup: 500, false_alarms: FalseAlarms::default() }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { store: None, interval: TimeSpan::from_secs(5), keep: 3 }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8080".to_owned() }
+    }
+}
+
+/// Defaults that serde needs by name.
+mod defaults {
+    use super::{ByteSize, PartitionColumn, TimeSpan};
+
+    pub fn batch_messages() -> usize {
+        4096
+    }
+    pub fn linger() -> TimeSpan {
+        TimeSpan::from_millis(2)
+    }
+    pub fn delimiter() -> char {
+        ','
+    }
+    pub fn machines() -> usize {
+        8
+    }
+    pub fn period() -> TimeSpan {
+        TimeSpan::from_secs(1)
+    }
+    pub fn fault_every() -> TimeSpan {
+        TimeSpan::from_secs(3600)
+    }
+    pub fn fault_after() -> TimeSpan {
+        TimeSpan::from_secs(3600)
+    }
+    pub fn seed() -> u64 {
+        7
+    }
+    pub fn code() -> String {
+        "code".to_owned()
+    }
+    pub fn value() -> String {
+        "value".to_owned()
+    }
+    pub fn partition_by() -> Vec<PartitionColumn> {
+        vec![PartitionColumn::Date]
+    }
+    pub fn roll() -> ByteSize {
+        ByteSize::mib(128)
+    }
+    pub fn roll_interval() -> TimeSpan {
+        TimeSpan::from_secs(60)
+    }
+}

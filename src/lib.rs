@@ -1,0 +1,33 @@
+//! Representation learning on live streams.
+//!
+//! Records flow through the rooms of this crate in the order of this table; each room is a folder.
+//!
+//! | room | what happens there |
+//! | --- | --- |
+//! | [`source`] | messages come in from Kafka, files or the generator, one ordered [`source::Lane`] per partition |
+//! | [`decode`] | bytes become Arrow columns; what cannot be decoded becomes a [`decode::DeadLetter`] |
+//! | [`window`] | each key's records become event-time segments `[channels, time]`, missing values as NaN |
+//! | [`pairs`] | temporally adjacent segments of one key become (anchor, positive) pairs and augmented views |
+//! | [`learner`] | a dfdx encoder embeds every segment and is trained on the pairs with a momentum encoder and a queue of negatives |
+//! | [`score`] | surprise, distance and residual become one calibrated p-value, alerts and their causes |
+//! | [`sink`] | embeddings, anomalies and dead letters go to Kafka topics and Parquet |
+//! | [`checkpoint`] | offsets, windows, model and calibration are saved at one commit point |
+//! | [`runtime`] | threads, bounded channels, epochs and shutdown |
+//!
+//! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
+//! health), [`evaluate`] (labelled recordings and their metrics).
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod decode;
+pub mod evaluate;
+pub mod http;
+pub mod learner;
+pub mod pairs;
+pub mod runtime;
+pub mod score;
+pub mod sink;
+pub mod source;
+pub mod telemetry;
+pub mod window;

@@ -1,0 +1,57 @@
+//! Where results go: Kafka topics and Parquet files.
+
+use std::sync::Arc;
+
+use crate::source::Lane;
+
+/// Coordinates of one segment; (pipeline, key, sequence) is unique.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SegmentMeta {
+    /// The record key.
+    pub key: Arc<str>,
+    /// The lane its records came from.
+    pub lane: Lane,
+    /// Number of the segment within its key, from 0.
+    pub sequence: u64,
+    /// Event time of the first sample, microseconds since the epoch.
+    pub window_start: i64,
+    /// Event time of the last sample, microseconds since the epoch.
+    pub window_end: i64,
+    /// Smallest and largest offset of the records within.
+    pub first_offset: i64,
+    pub last_offset: i64,
+}
+
+/// The calibrated verdict on one segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// 0..1, 0.5 where an alert begins.
+    pub score: f64,
+    /// Probability that a normal segment looks at least this strange.
+    pub p_value: f64,
+    /// InfoNCE term of the segment as its predecessor's neighbour, nats.
+    pub surprise: f32,
+    /// Distance of its embedding to recent normal ones.
+    pub distance: f32,
+    /// Largest one-step forecast error among its new samples, in robust standard deviations.
+    pub residual: f32,
+    /// Whether it belongs to an alert.
+    pub alert: bool,
+    /// The episode's id, the same for all segments of one alert.
+    pub alert_id: Option<String>,
+    /// (channel index, share), largest first; the shares add up to 1. Empty unless `alert`.
+    pub causes: Vec<(usize, f32)>,
+    /// Whether the key's warm-up is over.
+    pub warm: bool,
+}
+
+/// Results for a batch of segments, in the order the learner took them.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    pub segments: Vec<SegmentMeta>,
+    /// `[segments, embedding]`, each row of unit length.
+    pub embeddings: Vec<f32>,
+    pub scores: Vec<Score>,
+    /// Training steps behind the model that made these.
+    pub model_version: u64,
+}
