@@ -1,0 +1,53 @@
+# The table of commands: `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint fmt doc broker broker-down compose-check clean
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO := PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" cargo
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Watch it learn: generated plant sensors with injected faults, no broker, no files
+	@scripts/setup build
+	@$(CARGO) run --release --locked -- demo
+
+test: ## Run every test, against a real Kafka broker brought up for it
+	@scripts/test
+
+bench: ## Run the benchmarks
+	@scripts/setup build
+	@$(CARGO) bench --locked
+
+lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
+	@scripts/setup build
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then \
+		shellcheck scripts/setup scripts/kafka scripts/venv scripts/test scripts/compose-check .ci/run; \
+	else \
+		echo "shellcheck is not installed: scripts not checked"; \
+	fi
+
+fmt: ## Format the code
+	@$(CARGO) fmt
+
+doc: ## Build the documentation; broken links are errors
+	@scripts/setup build
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+broker: ## Start the test broker and keep it: for `cargo test`, eval "$(scripts/kafka env)"
+	@scripts/setup test
+	@scripts/kafka up
+
+broker-down: ## Stop the test broker and forget its topics
+	@scripts/kafka clean
+
+compose-check: ## Validate docker-compose.yml
+	@scripts/compose-check
+
+clean: ## Remove everything built, fetched or started here
+	@scripts/kafka clean
+	@$(CARGO) clean
+	@rm -rf .kafka .venv
