@@ -387,6 +387,38 @@ pub struct Http {
     pub listen: String,
 }
 
+impl Pipeline {
+    /// The consumer group of a Kafka source.
+    pub fn group(&self) -> String {
+        match &self.source {
+            Source::Kafka(KafkaSource { group: Some(group), .. }) => group.clone(),
+            _ => format!("contrastream-{}", self.name),
+        }
+    }
+}
+
+impl Windows {
+    /// Samples of a segment. A duration is a number of `resample` bins, at least one.
+    pub fn length_samples(&self) -> usize {
+        self.samples(self.length)
+    }
+
+    /// Samples between the starts of two successive segments.
+    pub fn stride_samples(&self) -> usize {
+        self.samples(self.stride)
+    }
+
+    fn samples(&self, extent: WindowLength) -> usize {
+        match extent {
+            WindowLength::Samples(samples) => samples,
+            WindowLength::Duration(span) => {
+                let bin = self.resample.map_or(1, TimeSpan::micros).max(1);
+                usize::try_from(span.micros() / bin).unwrap_or(usize::MAX).max(1)
+            }
+        }
+    }
+}
+
 impl Default for Csv {
     fn default() -> Self {
         Self { delimiter: defaults::delimiter(), columns: Vec::new() }

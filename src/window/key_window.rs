@@ -1,0 +1,328 @@
+//! The open window of one key.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Segments, WindowShape, WindowStats};
+use crate::sink::SegmentMeta;
+use crate::source::Lane;
+
+/// Whose window it is and how it is cut.
+pub(super) struct Cut<'a> {
+    pub shape: &'a WindowShape,
+    pub lane: &'a Lane,
+    pub key: &'a Arc<str>,
+}
+
+/// One key's samples: those still open to reordering, the bin being averaged, and the ring of the
+/// last `length` final ones.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct KeyWindow {
+    /// Newest event time seen, late records aside.
+    newest: Option<i64>,
+    /// Late records in a row, and the newest time among them.
+    late_streak: usize,
+    late_newest: i64,
+    /// Samples ahead of the watermark, by (time, arrival).
+    pending: VecDeque<Sample>,
+    bin: Option<Bin>,
+    ring: Ring,
+    /// Event time of the last sample in the ring.
+    last: Option<i64>,
+    sequence: u64,
+    run: u64,
+}
+
+/// A record's values on their way into the ring; NaN is missing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Sample {
+    time: i64,
+    offset: i64,
+    values: Box<[f32]>,
+}
+
+/// The resampling bin being filled: it covers `[start, start + width)`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Bin {
+    start: i64,
+    first_offset: i64,
+    last_offset: i64,
+    sums: Box<[f64]>,
+    counts: Box<[u32]>,
+}
+
+/// The last `length` samples, oldest overwritten first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Ring {
+    /// `[time, channels]`, in ring order.
+    values: Vec<f32>,
+    times: Vec<i64>,
+    /// Smallest and largest offset behind each sample.
+    offsets: Vec<(i64, i64)>,
+    /// Samples since the run began.
+    seen: u64,
+    /// Samples since the last segment.
+    fresh: usize,
+}
+
+impl KeyWindow {
+    pub fn new(shape: &WindowShape, first_sequence: u64) -> Self {
+        Self {
+            newest: None,
+            late_streak: 0,
+            late_newest: i64::MIN,
+            pending: VecDeque::new(),
+            bin: None,
+            ring: Ring {
+                values: vec![f32::NAN; shape.length * shape.channels],
+                times: vec![0; shape.length],
+                offsets: vec![(0, 0); shape.length],
+                seen: 0,
+                fresh: 0,
+            },
+            last: None,
+            sequence: first_sequence,
+            run: 0,
+        }
+    }
+
+    /// Sequence number of the next segment.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Takes one record.
+    pub fn push(
+        &mut self,
+        cut: &Cut<'_>,
+        time: i64,
+        offset: i64,
+        values: &[f32],
+        out: &mut Segments,
+        stats: &mut WindowStats,
+    ) {
+        let watermark = self.newest.map(|newest| newest.saturating_sub(cut.shape.lateness));
+        if watermark.is_some_and(|watermark| time < watermark) {
+            if !self.is_clock_reset(cut.shape.length, time) {
+                stats.late += 1;
+                return;
+            }
+            // The key's clock was set back for good: waiting for it to catch up would silence the
+            // key. What is open is finished, and a new run begins at the new time.
+            self.advance(cut, i64::MAX, out, stats);
+            self.start_run();
+            self.newest = None;
+            stats.clock_resets += 1;
+        }
+        self.late_streak = 0;
+        self.late_newest = i64::MIN;
+        let newest = self.newest.map_or(time, |newest| newest.max(time));
+        self.newest = Some(newest);
+
+        if cut.shape.lateness == 0 {
+            self.take(cut, time, offset, values, out, stats);
+        } else {
+            let at = self.pending.partition_point(|sample| sample.time <= time);
+            self.pending.insert(at, Sample { time, offset, values: values.into() });
+            self.release(cut, newest.saturating_sub(cut.shape.lateness), out, stats);
+        }
+        if let Some(width) = cut.shape.resample {
+            self.close_bin(cut, width, newest.saturating_sub(cut.shape.lateness), out);
+        }
+    }
+
+    /// As many late records in a row as a window holds, themselves in order: not stragglers.
+    fn is_clock_reset(&mut self, length: usize, time: i64) -> bool {
+        self.late_streak = if time >= self.late_newest { self.late_streak + 1 } else { 1 };
+        self.late_newest = time;
+        self.late_streak >= length
+    }
+
+    /// Declares every sample at or before `watermark` final.
+    pub fn advance(
+        &mut self,
+        cut: &Cut<'_>,
+        watermark: i64,
+        out: &mut Segments,
+        stats: &mut WindowStats,
+    ) {
+        self.release(cut, watermark, out, stats);
+        if let Some(width) = cut.shape.resample {
+            self.close_bin(cut, width, watermark, out);
+        }
+    }
+
+    fn release(
+        &mut self,
+        cut: &Cut<'_>,
+        watermark: i64,
+        out: &mut Segments,
+        stats: &mut WindowStats,
+    ) {
+        while self.pending.front().is_some_and(|sample| sample.time <= watermark) {
+            if let Some(sample) = self.pending.pop_front() {
+                self.take(cut, sample.time, sample.offset, &sample.values, out, stats);
+            }
+        }
+    }
+
+    /// Takes a final sample, in time order.
+    fn take(
+        &mut self,
+        cut: &Cut<'_>,
+        time: i64,
+        offset: i64,
+        values: &[f32],
+        out: &mut Segments,
+        stats: &mut WindowStats,
+    ) {
+        let Some(width) = cut.shape.resample else {
+            if self.is_gap(cut.shape.max_gap, time) {
+                self.start_run();
+                stats.gaps += 1;
+            }
+            self.append(cut, time, (offset, offset), values, out);
+            return;
+        };
+        let start = time.div_euclid(width).saturating_mul(width);
+        if self.bin.as_ref().is_some_and(|bin| bin.start != start) {
+            self.close_bin(cut, width, i64::MAX, out);
+        }
+        if self.bin.is_none() && self.is_gap(cut.shape.max_gap, start) {
+            self.start_run();
+            stats.gaps += 1;
+        }
+        self.bin
+            .get_or_insert_with(|| Bin::new(start, offset, cut.shape.channels))
+            .add(offset, values);
+    }
+
+    fn is_gap(&self, max_gap: Option<i64>, time: i64) -> bool {
+        match (self.last, max_gap) {
+            (Some(last), Some(max_gap)) => time.saturating_sub(last) > max_gap,
+            _ => false,
+        }
+    }
+
+    fn start_run(&mut self) {
+        self.run += 1;
+        self.ring.seen = 0;
+        self.ring.fresh = 0;
+        self.last = None;
+    }
+
+    /// Turns the open bin into a sample once no record at or before `watermark` can reach it, with
+    /// missing samples for the bins in between.
+    fn close_bin(&mut self, cut: &Cut<'_>, width: i64, watermark: i64, out: &mut Segments) {
+        let Some(bin) = self.bin.take_if(|bin| bin.start.saturating_add(width) <= watermark) else {
+            return;
+        };
+        if let Some(last) = self.last {
+            let missing = vec![f32::NAN; cut.shape.channels];
+            let mut time = last.saturating_add(width);
+            while time < bin.start {
+                self.append(cut, time, (bin.first_offset, bin.first_offset), &missing, out);
+                time = time.saturating_add(width);
+            }
+        }
+        let means = bin.means();
+        self.append(cut, bin.start, (bin.first_offset, bin.last_offset), &means, out);
+    }
+
+    /// Writes a sample to the ring and cuts a segment where the stride asks for one.
+    fn append(
+        &mut self,
+        cut: &Cut<'_>,
+        time: i64,
+        offsets: (i64, i64),
+        values: &[f32],
+        out: &mut Segments,
+    ) {
+        self.last = Some(time);
+        self.ring.write(cut.shape, time, offsets, values);
+        let length = cut.shape.length as u64;
+        let due = self.ring.seen >= length
+            && (self.ring.seen - length).is_multiple_of(cut.shape.stride as u64);
+        if due && self.ring.copy_into(cut.shape, out) {
+            let (window_start, first_offset, last_offset) = self.ring.bounds(cut.shape);
+            out.meta.push(SegmentMeta {
+                key: Arc::clone(cut.key),
+                lane: cut.lane.clone(),
+                sequence: self.sequence,
+                window_start,
+                window_end: time,
+                first_offset,
+                last_offset,
+            });
+            out.runs.push(self.run);
+            out.fresh.push(self.ring.fresh);
+            self.sequence += 1;
+            self.ring.fresh = 0;
+        }
+    }
+}
+
+impl Bin {
+    fn new(start: i64, offset: i64, channels: usize) -> Self {
+        Self {
+            start,
+            first_offset: offset,
+            last_offset: offset,
+            sums: vec![0.0; channels].into(),
+            counts: vec![0; channels].into(),
+        }
+    }
+
+    fn add(&mut self, offset: i64, values: &[f32]) {
+        self.first_offset = self.first_offset.min(offset);
+        self.last_offset = self.last_offset.max(offset);
+        for ((sum, count), value) in self.sums.iter_mut().zip(&mut self.counts).zip(values) {
+            if !value.is_nan() {
+                *sum += f64::from(*value);
+                *count += 1;
+            }
+        }
+    }
+
+    /// Mean per channel; NaN where nothing was observed.
+    fn means(&self) -> Vec<f32> {
+        self.sums.iter().zip(&self.counts).map(|(sum, n)| (sum / f64::from(*n)) as f32).collect()
+    }
+}
+
+impl Ring {
+    fn write(&mut self, shape: &WindowShape, time: i64, offsets: (i64, i64), values: &[f32]) {
+        let at = (self.seen % shape.length as u64) as usize;
+        self.values[at * shape.channels..(at + 1) * shape.channels].copy_from_slice(values);
+        self.times[at] = time;
+        self.offsets[at] = offsets;
+        self.seen += 1;
+        self.fresh = (self.fresh + 1).min(shape.length);
+    }
+
+    /// Appends the ring as `[channels, time]`, oldest first; returns `false`, appending nothing,
+    /// when not one value of it was observed.
+    fn copy_into(&self, shape: &WindowShape, out: &mut Segments) -> bool {
+        if self.values.iter().all(|value| value.is_nan()) {
+            return false;
+        }
+        let oldest = (self.seen % shape.length as u64) as usize;
+        let (newer, older) = self.values.split_at(oldest * shape.channels);
+        for channel in 0..shape.channels {
+            for part in [older, newer] {
+                out.values.extend(part.iter().skip(channel).step_by(shape.channels));
+            }
+        }
+        true
+    }
+
+    /// Time of the oldest sample, smallest and largest offset.
+    fn bounds(&self, shape: &WindowShape) -> (i64, i64, i64) {
+        let oldest = (self.seen % shape.length as u64) as usize;
+        let first = self.offsets.iter().map(|(first, _)| *first).min().unwrap_or_default();
+        let last = self.offsets.iter().map(|(_, last)| *last).max().unwrap_or_default();
+        (self.times[oldest], first, last)
+    }
+}

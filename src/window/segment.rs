@@ -1,0 +1,42 @@
+//! A batch of segments: what windows hand to pairing, learning and scoring.
+
+use crate::sink::SegmentMeta;
+
+/// Segments of one lane, in the order in which they were completed.
+#[derive(Clone, Debug, Default)]
+pub struct Segments {
+    /// `[segments, channels, time]`; NaN where a value is missing.
+    pub values: Vec<f32>,
+    /// Who, when and from which records.
+    pub meta: Vec<SegmentMeta>,
+    /// Per segment: the run it belongs to. Two segments of one key and run, one sequence number
+    /// apart, are adjacent; a gap in the stream starts a new run.
+    pub runs: Vec<u64>,
+    /// Per segment: how many of its last samples no earlier segment of its key contained.
+    pub fresh: Vec<usize>,
+}
+
+impl Segments {
+    /// Number of segments.
+    pub fn len(&self) -> usize {
+        self.meta.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.meta.is_empty()
+    }
+
+    /// The values of segment `index`, `[channels, time]`, given their number per segment.
+    pub fn segment(&self, index: usize, size: usize) -> &[f32] {
+        &self.values[index * size..(index + 1) * size]
+    }
+
+    /// Moves all of `other` behind these.
+    pub fn append(&mut self, other: &mut Self) {
+        self.values.append(&mut other.values);
+        self.meta.append(&mut other.meta);
+        self.runs.append(&mut other.runs);
+        self.fresh.append(&mut other.fresh);
+    }
+}
