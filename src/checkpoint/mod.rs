@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! One commit point for positions, windows, model and calibration.

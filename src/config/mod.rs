@@ -351,12 +351,10 @@ pub struct ParquetSink {
     /// Folders below it, `name=value`: `date` (UTC day of the window's end), `key`.
     #[serde(default = "defaults::partition_by")]
     pub partition_by: Vec<PartitionColumn>,
-    /// A file of this size is closed and the next one begun.
+    /// A file of this size is closed and the next one begun; so is every file at each commit
+    /// (`checkpoint.interval`), for rows in an open file are not durable.
     #[serde(default = "defaults::roll")]
     pub roll: ByteSize,
-    /// A file this old is closed even if it is small.
-    #[serde(default = "defaults::roll_interval")]
-    pub roll_interval: TimeSpan,
 }
 
 /// A column that names folders of the Parquet output.
@@ -550,8 +548,5 @@ mod defaults {
     }
     pub fn roll() -> ByteSize {
         ByteSize::mib(128)
-    }
-    pub fn roll_interval() -> TimeSpan {
-        TimeSpan::from_secs(60)
     }
 }

@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! Labelled recordings: prequential scores and the measures they are judged by.

@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! Metrics and health over HTTP.

@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! The contrastive learner: encoder, momentum encoder, queue and InfoNCE.

@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! Threads, bounded channels, epochs and shutdown: everything that the stages need not know.

@@ -1,1 +1,1 @@
-//! See the crate's front page.
+//! Surprise, distance and residual become one calibrated verdict.

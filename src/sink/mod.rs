@@ -1,6 +1,14 @@
 //! Where results go: Kafka topics and Parquet files.
 
+mod error;
+mod kafka;
+mod parquet;
+
 use std::sync::Arc;
+
+pub use error::SinkError;
+pub use kafka::KafkaSink;
+pub use parquet::ParquetSink;
 
 use crate::source::Lane;
 
@@ -17,8 +25,9 @@ pub struct SegmentMeta {
     pub window_start: i64,
     /// Event time of the last sample, microseconds since the epoch.
     pub window_end: i64,
-    /// Smallest and largest offset of the records within.
+    /// Smallest offset of the records within.
     pub first_offset: i64,
+    /// Largest offset of the records within.
     pub last_offset: i64,
 }
 

@@ -3,9 +3,20 @@
 //! Every source hands out [`SourceBatch`]es of one [`Lane`] at a time. Order within a lane is the
 //! order of its offsets; lanes are independent of each other.
 
+mod error;
+mod file;
+mod generator;
+mod kafka;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+
+pub use error::SourceError;
+pub use file::FileSource;
+pub use generator::GeneratorSource;
+pub use kafka::KafkaSource;
 
 use crate::decode::Decoded;
 
@@ -165,4 +176,41 @@ pub struct Assignment {
     pub lane: Lane,
     /// Committed offset and the metadata committed with it (the checkpoint's id), if there is one.
     pub committed: Option<(i64, String)>,
+}
+
+/// One of the three kinds of input. A source belongs to one thread; it hands out lanes that
+/// resume where they were committed, and never more of a lane after its revocation.
+pub trait Source: Send {
+    /// The next event, after at most `timeout`.
+    ///
+    /// # Errors
+    /// If the source cannot go on; see [`SourceError::is_retryable`].
+    fn poll(&mut self, timeout: Duration) -> Result<Event, SourceError>;
+
+    /// Stops (`true`) or resumes handing out records, where the stages behind it are full. A
+    /// paused source must still be polled: a consumer group takes silence for death.
+    ///
+    /// # Errors
+    /// If the source cannot go on.
+    fn pause(&mut self, paused: bool) -> Result<(), SourceError>;
+
+    /// Lets go of the lanes of an [`Event::Revoked`], once their work is committed.
+    ///
+    /// # Errors
+    /// If the source cannot go on.
+    fn release(&mut self) -> Result<(), SourceError>;
+
+    /// What makes positions durable, if the source keeps them itself; otherwise the checkpoint
+    /// does.
+    fn committer(&self) -> Option<Box<dyn Commit>>;
+}
+
+/// Makes the positions of a source durable, from whichever thread knows that the outputs are.
+pub trait Commit: Send {
+    /// Commits, per lane, the offset at which reading resumes, with `metadata` (the checkpoint's
+    /// id) beside each. Returns once the source has it.
+    ///
+    /// # Errors
+    /// If the positions are not durable.
+    fn commit(&self, positions: &[(Lane, i64)], metadata: &str) -> Result<(), SourceError>;
 }

@@ -1,0 +1,38 @@
+//! Why a result could not be delivered.
+
+/// An output that failed, with what a person needs to act on it.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// No broker answered.
+    #[error("no broker of {brokers} answers: {reason}")]
+    Unreachable { brokers: String, reason: String },
+    /// A topic of the pipeline file is not on the brokers.
+    #[error("topic {topic} does not exist on {brokers}")]
+    MissingTopic { topic: String, brokers: String },
+    /// The brokers refuse the right that is needed.
+    #[error("{brokers} refuse: {reason}")]
+    Refused { brokers: String, reason: String },
+    /// A property that librdkafka does not take.
+    #[error("sink.kafka.properties: {reason}")]
+    Property { reason: String },
+    /// A message that the brokers did not take.
+    #[error("topic {topic}: {reason}")]
+    Delivery { topic: String, reason: String, retryable: bool },
+    /// A file that cannot be written.
+    #[error("{path}: {reason}")]
+    File { path: std::path::PathBuf, reason: String },
+}
+
+impl SinkError {
+    /// Whether trying again may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Delivery { retryable, .. } => *retryable,
+            Self::MissingTopic { .. }
+            | Self::Refused { .. }
+            | Self::Property { .. }
+            | Self::File { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Results to Kafka topics.
+
+/// An idempotent producer of results.
+pub struct KafkaSink {}

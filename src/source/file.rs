@@ -1,0 +1,4 @@
+//! Records from files.
+
+/// Files merged in event time.
+pub struct FileSource {}

@@ -1,0 +1,4 @@
+//! Generated records.
+
+/// A generated plant as a source.
+pub struct GeneratorSource {}

@@ -1,0 +1,4 @@
+//! Records from Kafka topics.
+
+/// A member of a consumer group.
+pub struct KafkaSource {}
