@@ -15,7 +15,7 @@
 //! | [`runtime`] | threads, bounded channels, epochs and shutdown |
 //!
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
-//! health), [`evaluate`] (labelled recordings and their metrics).
+//! health), [`keys`] (bounded state per key), [`evaluate`] (labelled recordings and their metrics).
 
 pub mod checkpoint;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod config;
 pub mod decode;
 pub mod evaluate;
 pub mod http;
+pub mod keys;
 pub mod learner;
 pub mod pairs;
 pub mod runtime;

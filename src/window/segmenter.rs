@@ -1,15 +1,13 @@
 //! All keys of one lane.
 
-use std::sync::Arc;
-
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMicrosecondType};
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::key_window::{Cut, KeyWindow};
 use super::{Segments, WindowShape};
 use crate::decode::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
+use crate::keys::KeyMap;
 use crate::source::Lane;
 
 /// A batch that is not in [`crate::decode::records_schema`].
@@ -39,12 +37,7 @@ pub struct WindowStats {
 pub struct Segmenter {
     lane: Lane,
     shape: WindowShape,
-    max_keys: usize,
-    index: FxHashMap<Arc<str>, u32>,
-    slots: Vec<Slot>,
-    /// Ends of the list from the most to the least recently seen key.
-    newest_slot: u32,
-    oldest_slot: u32,
+    keys: KeyMap<KeyWindow>,
     /// Sequence number from which a new key counts: beyond those of all evicted keys, so that a
     /// key that comes back never repeats one.
     first_sequence: u64,
@@ -54,28 +47,13 @@ pub struct Segmenter {
     stats: WindowStats,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Slot {
-    key: Arc<str>,
-    window: KeyWindow,
-    newer: u32,
-    older: u32,
-}
-
-/// Past the ends of the list of slots.
-const NONE: u32 = u32::MAX;
-
 impl Segmenter {
     /// A segmenter without keys. `max_keys` is at least 1.
     pub fn new(lane: Lane, shape: WindowShape, max_keys: usize) -> Self {
         Self {
             lane,
             shape,
-            max_keys: max_keys.clamp(1, NONE as usize - 1),
-            index: FxHashMap::default(),
-            slots: Vec::new(),
-            newest_slot: NONE,
-            oldest_slot: NONE,
+            keys: KeyMap::new(max_keys),
             first_sequence: 0,
             max_time: None,
             stats: WindowStats::default(),
@@ -119,7 +97,7 @@ impl Segmenter {
 
         let mut out = Segments::default();
         let mut sample = vec![f32::NAN; self.shape.channels];
-        let mut previous: Option<(&str, u32)> = None;
+        let mut previous: Option<(&str, usize)> = None;
         for row in 0..batch.num_rows() {
             for (value, column) in sample.iter_mut().zip(&columns) {
                 *value = if column.is_valid(row) { column.value(row) } else { f32::NAN };
@@ -132,7 +110,7 @@ impl Segmenter {
             previous = Some((key, slot));
             let time = times[row];
             self.max_time = Some(self.max_time.map_or(time, |max| max.max(time)));
-            let Slot { key, window, .. } = &mut self.slots[slot as usize];
+            let (key, window) = self.keys.at(slot);
             let cut = Cut { shape: &self.shape, lane: &self.lane, key };
             window.push(&cut, time, offsets[row], &sample, &mut out, &mut self.stats);
         }
@@ -143,13 +121,10 @@ impl Segmenter {
     /// lane does once others have gone on without it. `i64::MAX` ends the stream.
     pub fn advance(&mut self, watermark: i64) -> Segments {
         let mut out = Segments::default();
-        let mut slot = self.oldest_slot;
-        while slot != NONE {
-            let Slot { key, window, newer, .. } = &mut self.slots[slot as usize];
-            let cut = Cut { shape: &self.shape, lane: &self.lane, key };
-            window.advance(&cut, watermark, &mut out, &mut self.stats);
-            slot = *newer;
-        }
+        let Self { lane, shape, stats, .. } = self;
+        self.keys.for_each(|key, window| {
+            window.advance(&Cut { shape, lane, key }, watermark, &mut out, stats);
+        });
         out
     }
 
@@ -160,7 +135,7 @@ impl Segmenter {
 
     /// Number of keys held.
     pub fn keys(&self) -> usize {
-        self.slots.len()
+        self.keys.len()
     }
 
     /// The lane served.
@@ -179,58 +154,14 @@ impl Segmenter {
     }
 
     /// The slot of `key`, made the most recently seen; a new key may evict the oldest.
-    fn slot_of(&mut self, key: &str) -> u32 {
-        if let Some(&slot) = self.index.get(key) {
-            if slot != self.newest_slot {
-                self.unlink(slot);
-                self.link_newest(slot);
+    fn slot_of(&mut self, key: &str) -> usize {
+        let Self { keys, shape, first_sequence, stats, .. } = self;
+        keys.touch(key, |evicted| {
+            if let Some(window) = evicted {
+                *first_sequence = (*first_sequence).max(window.next_sequence());
+                stats.evicted += 1;
             }
-            return slot;
-        }
-        let key: Arc<str> = key.into();
-        let evict = self.slots.len() >= self.max_keys;
-        if evict {
-            let evicted = &self.slots[self.oldest_slot as usize];
-            self.first_sequence = self.first_sequence.max(evicted.window.next_sequence());
-            self.index.remove(&evicted.key);
-            self.stats.evicted += 1;
-        }
-        let window = KeyWindow::new(&self.shape, self.first_sequence);
-        let fresh = Slot { key: Arc::clone(&key), window, newer: NONE, older: NONE };
-        let slot = if evict {
-            let slot = self.oldest_slot;
-            self.unlink(slot);
-            self.slots[slot as usize] = fresh;
-            slot
-        } else {
-            self.slots.push(fresh);
-            (self.slots.len() - 1) as u32
-        };
-        self.link_newest(slot);
-        self.index.insert(key, slot);
-        slot
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let Slot { newer, older, .. } = self.slots[slot as usize];
-        match newer {
-            NONE => self.newest_slot = older,
-            newer => self.slots[newer as usize].older = older,
-        }
-        match older {
-            NONE => self.oldest_slot = newer,
-            older => self.slots[older as usize].newer = newer,
-        }
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        let older = self.newest_slot;
-        self.slots[slot as usize].older = older;
-        self.slots[slot as usize].newer = NONE;
-        match older {
-            NONE => self.oldest_slot = slot,
-            older => self.slots[older as usize].newer = slot,
-        }
-        self.newest_slot = slot;
+            KeyWindow::new(shape, *first_sequence)
+        })
     }
 }

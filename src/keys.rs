@@ -1,0 +1,168 @@
+//! A bounded map from record keys to what a stage keeps for each.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+
+/// State per key, for at most `capacity` keys: the least recently seen one makes room.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyMap<V> {
+    capacity: usize,
+    index: FxHashMap<Arc<str>, u32>,
+    slots: Vec<Slot<V>>,
+    /// Ends of the list from the most to the least recently seen key.
+    newest: u32,
+    oldest: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Slot<V> {
+    key: Arc<str>,
+    value: V,
+    newer: u32,
+    older: u32,
+}
+
+/// Past the ends of the list of slots.
+const NONE: u32 = u32::MAX;
+
+impl<V> KeyMap<V> {
+    /// A map without keys; a capacity of 0 counts as 1.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity: capacity.clamp(1, NONE as usize - 1),
+            index: FxHashMap::default(),
+            slots: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+        }
+    }
+
+    /// Number of keys held.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The slot of `key`, which becomes the most recently seen. A new key gets `make()`, called
+    /// with the value that had to make room for it, if any.
+    pub fn touch(&mut self, key: &str, make: impl FnOnce(Option<&V>) -> V) -> usize {
+        if let Some(&slot) = self.index.get(key) {
+            if slot != self.newest {
+                self.unlink(slot);
+                self.link_newest(slot);
+            }
+            return slot as usize;
+        }
+        let key: Arc<str> = key.into();
+        let slot = if self.slots.len() >= self.capacity {
+            let slot = self.oldest;
+            let value = make(Some(&self.slots[slot as usize].value));
+            self.unlink(slot);
+            let evicted = &mut self.slots[slot as usize];
+            self.index.remove(&evicted.key);
+            evicted.key = Arc::clone(&key);
+            evicted.value = value;
+            slot
+        } else {
+            let value = make(None);
+            self.slots.push(Slot { key: Arc::clone(&key), value, newer: NONE, older: NONE });
+            (self.slots.len() - 1) as u32
+        };
+        self.link_newest(slot);
+        self.index.insert(key, slot);
+        slot as usize
+    }
+
+    /// Key and value at a slot that [`KeyMap::touch`] returned.
+    ///
+    /// # Panics
+    /// If no such slot was returned.
+    pub fn at(&mut self, slot: usize) -> (&Arc<str>, &mut V) {
+        let Slot { key, value, .. } = &mut self.slots[slot];
+        (key, value)
+    }
+
+    /// Visits all keys, the least recently seen first.
+    pub fn for_each(&mut self, mut visit: impl FnMut(&Arc<str>, &mut V)) {
+        let mut slot = self.oldest;
+        while slot != NONE {
+            let Slot { key, value, newer, .. } = &mut self.slots[slot as usize];
+            visit(key, value);
+            slot = *newer;
+        }
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Slot { newer, older, .. } = self.slots[slot as usize];
+        match newer {
+            NONE => self.newest = older,
+            newer => self.slots[newer as usize].older = older,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            older => self.slots[older as usize].newer = newer,
+        }
+    }
+
+    fn link_newest(&mut self, slot: u32) {
+        let older = self.newest;
+        self.slots[slot as usize].older = older;
+        self.slots[slot as usize].newer = NONE;
+        match older {
+            NONE => self.oldest = slot,
+            older => self.slots[older as usize].newer = slot,
+        }
+        self.newest = slot;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(map: &mut KeyMap<u32>) -> Vec<(String, u32)> {
+        let mut seen = Vec::new();
+        map.for_each(|key, value| seen.push((key.to_string(), *value)));
+        seen
+    }
+
+    #[test]
+    fn the_least_recently_seen_key_makes_room() {
+        let mut map = KeyMap::new(2);
+        map.touch("a", |_| 1);
+        map.touch("b", |_| 2);
+        map.touch("a", |_| unreachable!("a is held"));
+        map.touch("c", |evicted| {
+            assert_eq!(evicted, Some(&2));
+            3
+        });
+        assert_eq!(order(&mut map), [("a".to_owned(), 1), ("c".to_owned(), 3)]);
+    }
+
+    #[test]
+    fn a_slot_stays_with_its_key_while_others_come_and_go() {
+        let mut map = KeyMap::new(3);
+        let held = map.touch("held", |_| 0);
+        for other in 0..20_u32 {
+            map.touch(&other.to_string(), |_| other);
+            assert_eq!(map.touch("held", |_| unreachable!("held is held")), held);
+            assert_eq!(map.at(held).0.as_ref(), "held");
+        }
+        assert_eq!(map.len(), 3);
+    }
+
+    #[test]
+    fn one_key_is_replaced_again_and_again_at_capacity_one() {
+        let mut map = KeyMap::new(0);
+        for key in ["a", "b", "a"] {
+            map.touch(key, |_| 7);
+            assert_eq!(order(&mut map), [(key.to_owned(), 7)]);
+        }
+    }
+}
