@@ -1,1 +1,517 @@
-//! The contrastive learner: encoder, momentum encoder, queue and InfoNCE.
+//! The contrastive learner: encoder, momentum encoder, queue of negatives and InfoNCE.
+//!
+//! A [`Learner`] belongs to one thread. [`Learner::embed`] says what the model makes of segments;
+//! [`Learner::learn`] then takes them as lessons, with a training step every `training.every`
+//! segments. Training is scheduled by segments seen, never by a clock: the same segments in the
+//! same order and the same seed give the same bits. The method is MoCo (He et al. 2020) on
+//! temporal neighbours.
+
+mod encoder;
+mod graph;
+mod info_nce;
+mod kernels;
+mod layers;
+mod network;
+mod optimizer;
+mod queue;
+mod standardise;
+mod step;
+
+use std::ops::Range;
+
+use rand::SeedableRng;
+use rand_pcg::Pcg64Mcg;
+use serde::{Deserialize, Serialize};
+
+use self::encoder::Views;
+use self::graph::{Graph, Parameter};
+use self::network::Network;
+use self::optimizer::Adam;
+use self::queue::Queue;
+use self::standardise::Standardiser;
+use crate::config::{self, Temperature};
+use crate::keys::KeyMap;
+use crate::pairs::{Origin, Pool};
+use crate::window::{Segments, WindowShape};
+
+pub use self::step::Step;
+
+/// The model with all that it learns from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Learner {
+    // Not part of what is saved: the pipeline file says them anew, see `Learner::resume`.
+    #[serde(skip)]
+    model: config::Model,
+    #[serde(skip)]
+    training: config::Training,
+    #[serde(skip)]
+    pairs: config::Pairs,
+    shape: WindowShape,
+    network: Network,
+    momentum: Network,
+    /// Logarithm of the inverse temperature, `[1, 1]`.
+    log_scale: Parameter,
+    optimizer: Adam,
+    queue: Queue,
+    pool: Pool,
+    rng: Pcg64Mcg,
+    keys: KeyMap<KeyState>,
+    /// Keys ever seen: the next one's number.
+    next_key: u64,
+    /// Segments taken as lessons.
+    seen: u64,
+    /// Training steps taken: the model's version.
+    steps: u64,
+    skipped_steps: u64,
+    last_step: Option<Step>,
+}
+
+/// A saved model that is not the one of the pipeline file.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the saved model has weights {found:?}, the pipeline file describes {expected:?}: [model], \
+     [windows] or records.channels changed since it was saved"
+)]
+pub struct ResumeError {
+    found: Vec<(usize, usize)>,
+    expected: Vec<(usize, usize)>,
+}
+
+/// What the learner keeps per key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct KeyState {
+    number: u64,
+    standardiser: Option<Standardiser>,
+    previous: Option<Previous>,
+}
+
+/// A key's last segment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Previous {
+    origin: Origin,
+    /// Its place in the pool.
+    ticket: u64,
+    projection: Vec<f32>,
+}
+
+/// What the model makes of some segments.
+#[derive(Clone, Debug, Default)]
+pub struct Embedded {
+    /// The segments standardised, `[segments, channels, time]`, NaN where missing.
+    pub values: Vec<f32>,
+    /// `[segments, embedding]`, rows of unit length.
+    pub embeddings: Vec<f32>,
+    /// Per segment: its InfoNCE term as its predecessor's neighbour, nats; `None` without a
+    /// predecessor or negatives.
+    pub surprises: Vec<Option<f32>>,
+    projections: Vec<f32>,
+    origins: Vec<Origin>,
+    slots: Vec<usize>,
+}
+
+/// Segments over which a key's standardisation is held at that of its first one.
+const HELD_SEGMENTS: usize = 32;
+/// Segments' worth of samples over which standardisation forgets.
+const FORGETTING_SEGMENTS: u64 = 128;
+/// Most negatives that a segment's surprise is measured against: the estimate's noise is far below
+/// the spread between segments, and embedding stays cheaper than a long queue.
+const SURPRISE_NEGATIVES: usize = 1024;
+/// Bounds of the inverse temperature where it is learned. CLIP (Radford et al. 2021) starts at
+/// 1 / 0.07 and stops at 100; a queue that holds a stream's own recurring states wants less.
+const SCALE_START: f32 = 1.0 / 0.1;
+const SCALE_BOUNDS: Range<f32> = 2.0..50.0;
+
+impl Learner {
+    /// An untrained learner for segments of one shape, for at most `max_keys` keys at once.
+    pub fn new(pipeline: &config::Pipeline) -> Self {
+        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        let config::Pipeline { model, training, pairs, windows, .. } = pipeline;
+        let mut rng = Pcg64Mcg::seed_from_u64(training.seed);
+        let network = Network::new(model, shape.channels, shape.length, &mut rng);
+        let scale = match model.temperature {
+            Temperature::Auto => SCALE_START,
+            Temperature::Fixed(temperature) => 1.0 / temperature,
+        };
+        let mut log_scale = Parameter::zeros(1, 1);
+        log_scale.values_mut()[0] = scale.ln();
+        let dimension = model.projection.last().copied().unwrap_or(model.embedding);
+        Self {
+            momentum: network.clone(),
+            network,
+            log_scale,
+            optimizer: Adam::default(),
+            queue: Queue::new(model.queue, dimension),
+            pool: Pool::new(pairs.pool, shape.channels * shape.length),
+            rng,
+            keys: KeyMap::new(windows.max_keys),
+            next_key: 0,
+            seen: 0,
+            steps: 0,
+            skipped_steps: 0,
+            last_step: None,
+            model: model.clone(),
+            training: training.clone(),
+            pairs: pairs.clone(),
+            shape,
+        }
+    }
+
+    /// Makes a loaded learner go on under `pipeline`, which may train it differently but must
+    /// describe the same model.
+    ///
+    /// # Errors
+    /// If the saved weights do not fit the model that the pipeline file describes.
+    pub fn resume(mut self, pipeline: &config::Pipeline) -> Result<Self, ResumeError> {
+        let mut fresh = Self::new(pipeline);
+        let shapes = |network: &mut Network| -> Vec<(usize, usize)> {
+            network.parameters().iter().map(|parameter| parameter.shape()).collect()
+        };
+        let (found, expected) = (shapes(&mut self.network), shapes(&mut fresh.network));
+        if found != expected || self.shape != fresh.shape {
+            return Err(ResumeError { found, expected });
+        }
+        self.model = fresh.model;
+        self.training = fresh.training;
+        self.pairs = fresh.pairs;
+        Ok(self)
+    }
+
+    /// How many segments to embed before the next call of [`Learner::learn`] changes the model.
+    pub fn until_step(&self) -> usize {
+        let every = self.training.every.max(1) as u64;
+        (every - self.seen % every) as usize
+    }
+
+    /// Training steps taken: the version of the model that [`Learner::embed`] uses.
+    pub fn version(&self) -> u64 {
+        self.steps
+    }
+
+    /// Training steps left out because the stream would have lagged.
+    pub fn skipped_steps(&self) -> u64 {
+        self.skipped_steps
+    }
+
+    /// How the last training step went.
+    pub fn last_step(&self) -> Option<&Step> {
+        self.last_step.as_ref()
+    }
+
+    /// The inverse of the temperature.
+    pub fn scale(&self) -> f32 {
+        self.log_scale.values()[0].exp()
+    }
+
+    /// Entries of the queue, and their mean age in training steps.
+    pub fn queue(&self) -> (usize, f64) {
+        (self.queue.len(), self.queue.mean_age(self.steps))
+    }
+
+    /// Embeds the segments of `range` with the model as it is. A key's first segment sets its
+    /// standardisation; beyond that, nothing is learned.
+    pub fn embed(&mut self, segments: &Segments, range: Range<usize>) -> Embedded {
+        let size = self.shape.channels * self.shape.length;
+        let mut embedded = Embedded::default();
+        for index in range {
+            let meta = &segments.meta[index];
+            let next_key = &mut self.next_key;
+            let slot = self.keys.touch(&meta.key, |_| {
+                *next_key += 1;
+                KeyState { number: *next_key, standardiser: None, previous: None }
+            });
+            let (_, key) = self.keys.at(slot);
+            let values = segments.segment(index, size);
+            let time = self.shape.length;
+            key.standardiser
+                .get_or_insert_with(|| Standardiser::new(values, time, HELD_SEGMENTS))
+                .apply(values, time, &mut embedded.values);
+            embedded.slots.push(slot);
+            embedded.origins.push(Origin {
+                key: key.number,
+                run: segments.runs[index],
+                sequence: meta.sequence,
+            });
+        }
+        self.encode(&mut embedded);
+        self.surprise(&mut embedded);
+        embedded
+    }
+
+    /// Embeds standardised segments `[segments, channels, time]` with the model as it is: for
+    /// causes, which ask what a segment would be without one of its channels.
+    pub fn embed_standardised(&self, values: &[f32]) -> Vec<f32> {
+        let encoded = self.network.forward(&mut Graph::inference(), self.views(values));
+        encoded.embeddings.into_values()
+    }
+
+    fn encode(&self, embedded: &mut Embedded) {
+        let encoded = self.network.forward(&mut Graph::inference(), self.views(&embedded.values));
+        embedded.embeddings = encoded.embeddings.into_values();
+        embedded.projections = encoded.projections.into_values();
+    }
+
+    /// Each segment against its key's previous one, from this batch or an earlier one.
+    fn surprise(&mut self, embedded: &mut Embedded) {
+        let dimension = self.dimension();
+        let count = self.queue.len().min(SURPRISE_NEGATIVES);
+        let negatives = &self.queue.projections()[..count * dimension];
+        let rows = embedded.origins.len();
+        let mut cosines = vec![0.0; rows * count];
+        kernels::multiply(
+            &mut cosines,
+            false,
+            kernels::Matrix::new(&embedded.projections, rows, dimension),
+            kernels::Matrix::new(negatives, count, dimension).transposed(),
+        );
+        let scale = self.scale();
+        for row in 0..rows {
+            let origin = embedded.origins[row];
+            let projection = &embedded.projections[row * dimension..(row + 1) * dimension];
+            let earlier = (0..row).rev().find(|&at| embedded.origins[at].key == origin.key);
+            let (_, key) = self.keys.at(embedded.slots[row]);
+            let predecessor = match (earlier, &key.previous) {
+                (Some(at), _) => Some((
+                    embedded.origins[at],
+                    &embedded.projections[at * dimension..(at + 1) * dimension],
+                )),
+                (None, Some(previous)) => Some((previous.origin, previous.projection.as_slice())),
+                (None, None) => None,
+            }
+            .filter(|(before, _)| origin.follows(before));
+            let cosines = &mut cosines[row * count..(row + 1) * count];
+            if self.pairs.exclude_same_key {
+                let reach = reach(&self.shape, &self.pairs);
+                for (cosine, negative) in cosines.iter_mut().zip(self.queue.origins()) {
+                    if negative.is_near(&origin, reach) {
+                        *cosine = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let known = cosines.iter().any(|cosine| *cosine != f32::NEG_INFINITY);
+            embedded.surprises.push(predecessor.filter(|_| known).map(|(_, before)| {
+                info_nce::surprise(cosines, kernels::dot(projection, before), scale)
+            }));
+        }
+    }
+
+    /// Takes the segments of `range`, as [`Learner::embed`] returned them, as lessons; a training
+    /// step follows where one is due, unless `may_train` says that there is no time for it.
+    pub fn learn(
+        &mut self,
+        segments: &Segments,
+        range: Range<usize>,
+        embedded: &Embedded,
+        may_train: bool,
+    ) {
+        let size = self.shape.channels * self.shape.length;
+        let dimension = self.dimension();
+        let horizon = FORGETTING_SEGMENTS * self.shape.length as u64;
+        for (row, index) in range.enumerate() {
+            let origin = embedded.origins[row];
+            let (_, key) = self.keys.at(embedded.slots[row]);
+            // Evicted within the batch: the slot is another key's now.
+            if key.number == origin.key {
+                if let Some(standardiser) = &mut key.standardiser {
+                    let values = segments.segment(index, size);
+                    standardiser.learn(values, self.shape.length, segments.fresh[index], horizon);
+                }
+                let predecessor = key.previous.as_ref().filter(|p| origin.follows(&p.origin));
+                let ticket = self.pool.push(
+                    &embedded.values[row * size..(row + 1) * size],
+                    origin,
+                    predecessor.map(|previous| previous.ticket),
+                );
+                let projection =
+                    embedded.projections[row * dimension..(row + 1) * dimension].to_vec();
+                key.previous = Some(Previous { origin, ticket, projection });
+            }
+            self.seen += 1;
+            if self.training.enabled && self.seen.is_multiple_of(self.training.every.max(1) as u64)
+            {
+                if may_train {
+                    self.step();
+                } else {
+                    self.skipped_steps += 1;
+                }
+            }
+        }
+    }
+
+    fn views<'a>(&self, values: &'a [f32]) -> Views<'a> {
+        Views { values, channels: self.shape.channels, time: self.shape.length }
+    }
+
+    /// Length of a projection.
+    fn dimension(&self) -> usize {
+        self.model.projection.last().copied().unwrap_or(self.model.embedding)
+    }
+}
+
+/// Strides within which two segments of a run share samples, or may be each other's positive.
+fn reach(shape: &WindowShape, pairs: &config::Pairs) -> u64 {
+    (shape.length.div_ceil(shape.stride) + pairs.max_distance) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::SegmentMeta;
+    use crate::source::Lane;
+    use rand::RngExt;
+    use rand_distr::StandardNormal;
+
+    const LENGTH: usize = 32;
+    const CHANNELS: usize = 2;
+    const MACHINES: u64 = 16;
+
+    fn pipeline(encoder: config::Encoder, extra: &str) -> config::Pipeline {
+        let mut pipeline: config::Pipeline = toml::from_str(&format!(
+            "name = 'test'\n[source]\nkind = 'generator'\n\
+             [records]\nkey = 'machine'\ntime = 'ts'\nchannels = ['a', 'b']\n\
+             [windows]\nlength = {LENGTH}\nstride = 8\n\
+             [model]\nhidden = 16\nembedding = 32\nprojection = [32, 16]\nqueue = 1024\n\
+             [training]\nbatch = 64\n{extra}"
+        ))
+        .expect("a valid pipeline");
+        pipeline.model.encoder = encoder;
+        pipeline
+    }
+
+    fn learner(encoder: config::Encoder, extra: &str) -> Learner {
+        Learner::new(&pipeline(encoder, extra))
+    }
+
+    /// `rounds` segments of each machine, the machines in turn. A machine is known by its period
+    /// and phase lag; where its segments start is not.
+    fn stream(rounds: Range<u64>) -> Segments {
+        let mut rng = Pcg64Mcg::seed_from_u64(rounds.start);
+        let mut segments = Segments::default();
+        for sequence in rounds {
+            for machine in 0..MACHINES {
+                let period = 5.0 + 1.7 * machine as f32;
+                for channel in 0..CHANNELS {
+                    for time in 0..LENGTH {
+                        let at = (sequence * 8) as f32 + time as f32;
+                        let lag = channel as f32 * machine as f32 * 0.4;
+                        let wave = (std::f32::consts::TAU * at / period + lag).sin();
+                        let noise: f32 = rng.sample(StandardNormal);
+                        segments.values.push(wave + 0.3 * noise);
+                    }
+                }
+                segments.runs.push(0);
+                segments.fresh.push(if sequence == 0 { LENGTH } else { 8 });
+                segments.meta.push(SegmentMeta {
+                    key: format!("machine-{machine}").into(),
+                    lane: Lane::new("test", 0),
+                    sequence,
+                    window_start: 0,
+                    window_end: 0,
+                    first_offset: 0,
+                    last_offset: 0,
+                });
+            }
+        }
+        segments
+    }
+
+    fn feed(learner: &mut Learner, segments: &Segments) -> Vec<f32> {
+        let mut embeddings = Vec::new();
+        let mut start = 0;
+        while start < segments.len() {
+            let range = start..(start + learner.until_step()).min(segments.len());
+            let embedded = learner.embed(segments, range.clone());
+            learner.learn(segments, range.clone(), &embedded, true);
+            embeddings.extend(embedded.embeddings);
+            start = range.end;
+        }
+        embeddings
+    }
+
+    /// Share of segments whose nearest other segment is of the same machine; chance is 1 in 16.
+    fn retrieval(learner: &mut Learner, segments: &Segments) -> f64 {
+        let embeddings = learner.embed(segments, 0..segments.len()).embeddings;
+        let rows: Vec<&[f32]> = embeddings.chunks(32).collect();
+        let hits = rows.iter().enumerate().filter(|(at, row)| {
+            let nearest = (0..rows.len())
+                .filter(|other| other != at)
+                .max_by(|a, b| kernels::dot(row, rows[*a]).total_cmp(&kernels::dot(row, rows[*b])));
+            nearest.is_some_and(|other| segments.meta[other].key == segments.meta[*at].key)
+        });
+        hits.count() as f64 / rows.len() as f64
+    }
+
+    #[test]
+    fn training_lowers_the_loss_and_finds_neighbours_far_above_chance() {
+        for encoder in [config::Encoder::Tcn, config::Encoder::Mlp] {
+            let mut learner = learner(encoder, "learning_rate = 3e-3");
+            let later = stream(9000..9010);
+            let before = retrieval(&mut learner.clone(), &later);
+            feed(&mut learner, &stream(0..40));
+            let early = learner.last_step().expect("steps were taken").clone();
+            feed(&mut learner, &stream(40..3000));
+            let late = learner.last_step().expect("steps were taken").clone();
+            let after = retrieval(&mut learner, &later);
+            assert!(late.loss < early.loss - 0.5, "{encoder:?}: {early:?}, then {late:?}");
+            assert!(late.accuracy > early.accuracy, "{encoder:?}: {early:?}, then {late:?}");
+            assert!(after > 0.65 && after > before + 0.05, "{encoder:?}: {before}, then {after}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bits_and_another_seed_gives_others() {
+        let bits = |extra: &str| -> Vec<u32> {
+            let mut learner = learner(config::Encoder::Tcn, extra);
+            feed(&mut learner, &stream(0..20)).iter().map(|value| value.to_bits()).collect()
+        };
+        assert_eq!(bits("seed = 7"), bits("seed = 7"));
+        assert_ne!(bits("seed = 7"), bits("seed = 8"));
+    }
+
+    #[test]
+    fn a_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened() {
+        let mut learner = learner(config::Encoder::Tcn, "");
+        feed(&mut learner, &stream(0..20));
+        let saved = postcard::to_stdvec(&learner).expect("a learner can be saved");
+        let loaded: Learner = postcard::from_bytes(&saved).expect("and loaded");
+        let mut pipeline = pipeline(config::Encoder::Tcn, "");
+        let mut loaded = loaded.resume(&pipeline).expect("the same model");
+        let next = stream(20..30);
+        assert_eq!(feed(&mut learner, &next), feed(&mut loaded, &next));
+        pipeline.model.hidden = 8;
+        assert!(loaded.resume(&pipeline).is_err());
+    }
+
+    #[test]
+    fn a_frozen_learner_embeds_without_a_step() {
+        let mut learner = learner(config::Encoder::Tcn, "enabled = false");
+        feed(&mut learner, &stream(0..20));
+        assert_eq!((learner.version(), learner.last_step()), (0, None));
+    }
+
+    #[test]
+    fn steps_left_out_for_want_of_time_are_counted() {
+        let mut learner = learner(config::Encoder::Tcn, "every = 16");
+        let segments = stream(0..2);
+        let embedded = learner.embed(&segments, 0..32);
+        learner.learn(&segments, 0..32, &embedded, false);
+        assert_eq!((learner.version(), learner.skipped_steps()), (0, 2));
+    }
+
+    #[test]
+    fn a_neighbour_from_another_machine_is_more_surprising_than_ones_own() {
+        let mut learner = learner(config::Encoder::Tcn, "");
+        feed(&mut learner, &stream(0..400));
+        let usual = stream(400..401);
+        let mut swapped = usual.clone();
+        let size = CHANNELS * LENGTH;
+        swapped.values.rotate_left(size * 5);
+        let mean = |embedded: Embedded| -> f32 {
+            let known: Vec<f32> = embedded.surprises.into_iter().flatten().collect();
+            assert_eq!(known.len(), MACHINES as usize);
+            known.iter().sum::<f32>() / known.len() as f32
+        };
+        let usual = mean(learner.embed(&usual, 0..MACHINES as usize));
+        let odd = mean(learner.embed(&swapped, 0..MACHINES as usize));
+        assert!(odd > usual + 1.0, "{odd} against {usual}");
+    }
+}

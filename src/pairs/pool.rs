@@ -15,6 +15,11 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// Whether this is the segment right after `other` in the same run.
+    pub fn follows(&self, other: &Self) -> bool {
+        self.key == other.key && self.run == other.run && self.sequence == other.sequence + 1
+    }
+
     /// Whether `other` is a segment of the same run, fewer than `reach` strides away.
     pub fn is_near(&self, other: &Self, reach: u64) -> bool {
         self.key == other.key

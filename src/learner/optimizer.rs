@@ -1,0 +1,101 @@
+//! Adam (Kingma & Ba 2015) with clipping of the gradient's norm.
+
+use serde::{Deserialize, Serialize};
+
+use super::graph::Parameter;
+use super::kernels::{dot, vectorised};
+
+/// First and second moments of every weight's gradient.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Adam {
+    steps: i32,
+    moments: Vec<Vec<(f32, f32)>>,
+}
+
+/// Decay of the first moment.
+const BETA_1: f32 = 0.9;
+/// Decay of the second moment.
+const BETA_2: f32 = 0.999;
+/// Keeps the division finite.
+const EPSILON: f32 = 1e-8;
+
+impl Adam {
+    /// Moves each parameter against its gradient. The parameters are the same ones, in the same
+    /// order, at every call.
+    ///
+    /// # Panics
+    /// If there are not as many gradients as parameters, or their sizes differ.
+    pub fn step(
+        &mut self,
+        parameters: &mut [&mut Parameter],
+        gradients: &[Vec<f32>],
+        learning_rate: f32,
+    ) {
+        assert_eq!(parameters.len(), gradients.len(), "one gradient per parameter");
+        self.moments.resize(gradients.len(), Vec::new());
+        self.steps += 1;
+        // The corrections of both moments' bias towards 0, folded into the rate.
+        let rate = learning_rate * (1.0 - BETA_2.powi(self.steps)).sqrt()
+            / (1.0 - BETA_1.powi(self.steps));
+        for ((parameter, gradient), moments) in
+            parameters.iter_mut().zip(gradients).zip(&mut self.moments)
+        {
+            moments.resize(gradient.len(), (0.0, 0.0));
+            let weights = parameter.values_mut();
+            assert_eq!(weights.len(), gradient.len(), "a gradient of another size");
+            for ((weight, gradient), (first, second)) in
+                weights.iter_mut().zip(gradient).zip(moments)
+            {
+                *first += (1.0 - BETA_1) * (gradient - *first);
+                *second += (1.0 - BETA_2) * (gradient * gradient - *second);
+                *weight -= rate * *first / (second.sqrt() + EPSILON);
+            }
+        }
+    }
+}
+
+/// Scales all gradients down together where their norm exceeds `most`; returns the norm before.
+pub fn clip(gradients: &mut [Vec<f32>], most: f32) -> f32 {
+    let norm = vectorised(|| gradients.iter().map(|g| dot(g, g)).sum::<f32>()).sqrt();
+    if norm > most {
+        let share = most / norm;
+        gradients.iter_mut().flatten().for_each(|value| *value *= share);
+    }
+    norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_step_has_the_size_of_the_learning_rate_whatever_the_gradient() {
+        for gradient in [1e-3, 5.0, -20.0_f32] {
+            let mut parameter = Parameter::zeros(1, 1);
+            Adam::default().step(&mut [&mut parameter], &[vec![gradient]], 0.1);
+            assert!((parameter.values()[0] + 0.1 * gradient.signum()).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn it_finds_the_minimum_of_a_parabola() {
+        let mut parameter = Parameter::zeros(1, 2);
+        let mut adam = Adam::default();
+        for _ in 0..500 {
+            let gradient =
+                parameter.values().iter().zip([3.0, -1.0]).map(|(x, at)| 2.0 * (x - at)).collect();
+            adam.step(&mut [&mut parameter], &[gradient], 0.05);
+        }
+        assert!((parameter.values()[0] - 3.0).abs() < 1e-2);
+        assert!((parameter.values()[1] + 1.0).abs() < 1e-2);
+    }
+
+    #[test]
+    fn clipping_keeps_the_direction_and_small_gradients() {
+        let mut gradients = vec![vec![3.0], vec![4.0]];
+        assert_eq!(clip(&mut gradients, 1.0), 5.0);
+        assert_eq!(gradients, [[0.6], [0.8]]);
+        assert!((clip(&mut gradients, 2.0) - 1.0).abs() < 1e-6);
+        assert_eq!(gradients, [[0.6], [0.8]]);
+    }
+}

@@ -1,0 +1,90 @@
+//! MoCo's queue of negatives.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pairs::Origin;
+
+/// The last projections that the momentum encoder made, oldest overwritten first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Queue {
+    /// `[entries, dimension]`, in ring order.
+    projections: Vec<f32>,
+    origins: Vec<Origin>,
+    /// Training step at which each entry came in.
+    steps: Vec<u64>,
+    dimension: usize,
+    capacity: usize,
+    next: usize,
+}
+
+impl Queue {
+    /// An empty queue for `capacity` projections of `dimension` values.
+    pub fn new(capacity: usize, dimension: usize) -> Self {
+        Self {
+            projections: Vec::new(),
+            origins: Vec::new(),
+            steps: Vec::new(),
+            dimension,
+            capacity: capacity.max(1),
+            next: 0,
+        }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    /// All entries `[entries, dimension]`, in no particular order.
+    pub fn projections(&self) -> &[f32] {
+        &self.projections
+    }
+
+    /// Where each entry's segment stands in its stream.
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// Mean age of the entries at `step`, in training steps.
+    pub fn mean_age(&self, step: u64) -> f64 {
+        let ages = self.steps.iter().map(|entered| step.saturating_sub(*entered) as f64);
+        ages.sum::<f64>() / self.len().max(1) as f64
+    }
+
+    /// Adds projections `[entries, dimension]`.
+    pub fn push(&mut self, projections: &[f32], origins: &[Origin], step: u64) {
+        for (projection, origin) in projections.chunks_exact(self.dimension).zip(origins) {
+            if self.len() < self.capacity {
+                self.projections.extend_from_slice(projection);
+                self.origins.push(*origin);
+                self.steps.push(step);
+            } else {
+                let first = self.next * self.dimension;
+                self.projections[first..first + self.dimension].copy_from_slice(projection);
+                self.origins[self.next] = *origin;
+                self.steps[self.next] = step;
+            }
+            self.next = (self.next + 1) % self.capacity;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(key: u64) -> Origin {
+        Origin { key, run: 0, sequence: 0 }
+    }
+
+    #[test]
+    fn the_oldest_entries_are_overwritten_first() {
+        let mut queue = Queue::new(3, 1);
+        queue.push(&[1.0, 2.0], &[origin(1), origin(2)], 1);
+        assert_eq!(queue.len(), 2);
+        queue.push(&[3.0, 4.0], &[origin(3), origin(4)], 4);
+        assert_eq!(queue.projections(), [4.0, 2.0, 3.0]);
+        assert_eq!(queue.origins(), [origin(4), origin(2), origin(3)]);
+        assert_eq!(queue.mean_age(4), 1.0);
+    }
+}

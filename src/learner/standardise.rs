@@ -1,0 +1,206 @@
+//! Running standardisation of one key's channels, robust to outliers.
+//!
+//! The first segment sets centre and scale (median, and median absolute deviation); they hold
+//! while the key is warming up, so that the model's first lessons come from one ruler, and the
+//! running estimates gather behind them. From then on they follow the stream: every sample moves
+//! them by a share of its winsorised deviation (Huber 1964), so a fault of any size moves them no
+//! more than a deviation of three does.
+
+use serde::{Deserialize, Serialize};
+
+/// Centre and scale of each channel of one key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standardiser {
+    channels: Vec<Channel>,
+    /// Segments until the running estimates are used.
+    held: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Channel {
+    /// In use.
+    center: f32,
+    scale: f32,
+    /// Following the stream; `f64`, since a step may be a millionth of the value.
+    running_center: f64,
+    running_variance: f64,
+    samples: u64,
+}
+
+/// Deviations beyond this many scales count as this many.
+const WINSOR: f64 = 3.0;
+/// Variance of a standard normal variable winsorised at [`WINSOR`].
+const WINSORISED_VARIANCE: f64 = 0.994_6;
+/// Standardised values beyond this are compressed logarithmically: the model sees that they are
+/// extreme, and its gradients stay finite.
+const LINEAR: f32 = 6.0;
+
+impl Standardiser {
+    /// From the first segment `[channels, time]`; it holds for `held` segments.
+    pub fn new(segment: &[f32], time: usize, held: usize) -> Self {
+        let channels = segment.chunks_exact(time).map(Channel::from_samples).collect();
+        Self { channels, held }
+    }
+
+    /// Appends the standardised segment `[channels, time]` to `out`; missing values stay NaN.
+    pub fn apply(&self, segment: &[f32], time: usize, out: &mut Vec<f32>) {
+        for (channel, samples) in self.channels.iter().zip(segment.chunks_exact(time)) {
+            let (center, scale) = (channel.center, channel.scale);
+            out.extend(samples.iter().map(|value| compress((value - center) / scale)));
+        }
+    }
+
+    /// Learns the last `fresh` samples of a segment. `horizon` is the number of samples over which
+    /// the estimates forget.
+    pub fn learn(&mut self, segment: &[f32], time: usize, fresh: usize, horizon: u64) {
+        let follows = self.held == 0;
+        self.held = self.held.saturating_sub(1);
+        for (channel, samples) in self.channels.iter_mut().zip(segment.chunks_exact(time)) {
+            let fresh = samples[time - fresh.min(time)..].iter().filter(|value| !value.is_nan());
+            for value in fresh {
+                channel.learn(*value, horizon);
+            }
+            if follows && channel.samples > 0 {
+                channel.center = channel.running_center as f32;
+                channel.scale = usable(channel.running_variance.sqrt() as f32, channel.center);
+            }
+        }
+    }
+}
+
+impl Channel {
+    fn from_samples(samples: &[f32]) -> Self {
+        let observed: Vec<f32> = samples.iter().copied().filter(|value| !value.is_nan()).collect();
+        let Some(center) = median(observed.clone()) else {
+            return Self { scale: 1.0, ..Self::default() };
+        };
+        let deviations: Vec<f32> = observed.iter().map(|value| (value - center).abs()).collect();
+        let mean = deviations.iter().sum::<f32>() / deviations.len() as f32;
+        // Of a normal variable: sigma = 1.4826 MAD = 1.2533 mean absolute deviation. The latter
+        // serves where more than half of the samples are one value.
+        let scale = match median(deviations) {
+            Some(deviation) if deviation > 0.0 => 1.4826 * deviation,
+            _ => 1.2533 * mean,
+        };
+        let scale = usable(scale, center);
+        Self {
+            center,
+            scale,
+            running_center: f64::from(center),
+            running_variance: f64::from(scale).powi(2),
+            samples: 0,
+        }
+    }
+
+    fn learn(&mut self, value: f32, horizon: u64) {
+        /// The first segment's estimate weighs as much as this many samples.
+        const PRIOR: u64 = 16;
+        if self.samples == 0 && self.running_variance == 0.0 {
+            // The first value of a channel that the first segment lacked.
+            *self = Self::from_samples(&[value]);
+        }
+        self.samples += 1;
+        let rate = 1.0 / (self.samples + PRIOR).min(horizon.max(1)) as f64;
+        let deviation = f64::from(value) - self.running_center;
+        let bound = WINSOR * self.running_variance.sqrt();
+        let bounded = deviation.clamp(-bound, bound);
+        self.running_center += rate * bounded;
+        self.running_variance +=
+            rate * (bounded * bounded / WINSORISED_VARIANCE - self.running_variance);
+    }
+}
+
+/// A scale to divide by: not below what `f32` can tell apart around the centre.
+fn usable(scale: f32, center: f32) -> f32 {
+    scale.max(1e-4 * center.abs()).max(1e-6)
+}
+
+/// Linear up to [`LINEAR`] in size, logarithmic beyond. NaN stays NaN.
+fn compress(value: f32) -> f32 {
+    let size = value.abs();
+    if size > LINEAR { (LINEAR + (1.0 + size - LINEAR).ln()).copysign(value) } else { value }
+}
+
+/// The middle value; the mean of the middle two where there are two.
+fn median(mut values: Vec<f32>) -> Option<f32> {
+    let middle = values.len() / 2;
+    if values.is_empty() {
+        return None;
+    }
+    let (below, upper, _) = values.select_nth_unstable_by(middle, f32::total_cmp);
+    let upper = *upper;
+    match below.iter().copied().max_by(f32::total_cmp) {
+        Some(lower) if values.len().is_multiple_of(2) => Some((lower + upper) / 2.0),
+        _ => Some(upper),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_distr::StandardNormal;
+    use rand_pcg::Pcg64Mcg;
+
+    fn apply(standardiser: &Standardiser, segment: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        standardiser.apply(segment, segment.len(), &mut out);
+        out
+    }
+
+    #[test]
+    fn the_median_of_the_first_segment_becomes_zero_and_its_deviation_one() {
+        let segment = [10.0, 12.0, 14.0, 16.0, 1000.0];
+        let standardised = apply(&Standardiser::new(&segment, 5, 0), &segment);
+        assert_eq!(standardised[2], 0.0);
+        // Median absolute deviation 2, times 1.4826.
+        assert!((standardised[3] - 0.674_5).abs() < 1e-3);
+        assert!(standardised[4] > LINEAR && standardised[4] < 20.0);
+    }
+
+    #[test]
+    fn it_is_frozen_while_warming_up_and_then_follows() {
+        let mut standardiser = Standardiser::new(&[0.0, 1.0, 2.0, 3.0], 4, 3);
+        let before = apply(&standardiser, &[5.0]);
+        for _ in 0..3 {
+            standardiser.learn(&[4.0, 5.0, 6.0, 7.0], 4, 4, 1000);
+            assert_eq!(apply(&standardiser, &[5.0]), before);
+        }
+        standardiser.learn(&[4.0, 5.0, 6.0, 7.0], 4, 4, 1000);
+        assert!(apply(&standardiser, &[5.0])[0] < before[0]);
+    }
+
+    #[test]
+    fn estimates_settle_on_the_true_centre_and_scale() {
+        let mut rng = Pcg64Mcg::seed_from_u64(8);
+        let mut standardiser = Standardiser::new(&[0.0, 1.0], 2, 0);
+        for _ in 0..20_000 {
+            let value = 50.0 + 4.0 * rng.sample::<f32, _>(StandardNormal);
+            standardiser.learn(&[0.0, value], 2, 1, 2000);
+        }
+        let [channel] = &standardiser.channels[..] else { panic!("one channel") };
+        assert!((channel.center - 50.0).abs() < 0.5, "{}", channel.center);
+        assert!((channel.scale - 4.0).abs() < 0.4, "{}", channel.scale);
+    }
+
+    #[test]
+    fn one_wild_value_hardly_moves_it() {
+        let segment: Vec<f32> = (0..64).map(|at| (at as f32).sin()).collect();
+        let mut standardiser = Standardiser::new(&segment, 64, 0);
+        standardiser.learn(&segment, 64, 64, 1000);
+        let before = apply(&standardiser, &[1.0])[0];
+        standardiser.learn(&[1e30], 1, 1, 1000);
+        assert!((apply(&standardiser, &[1.0])[0] - before).abs() < 0.1);
+    }
+
+    #[test]
+    fn constant_and_absent_channels_stay_finite() {
+        let constant = Standardiser::new(&[7.0; 8], 8, 0);
+        assert_eq!(apply(&constant, &[7.0]), [0.0]);
+        assert!(apply(&constant, &[8.0])[0].is_finite());
+        let mut absent = Standardiser::new(&[f32::NAN; 8], 8, 0);
+        assert!(apply(&absent, &[f32::NAN])[0].is_nan());
+        absent.learn(&[3.0], 1, 1, 100);
+        assert_eq!(apply(&absent, &[3.0]), [0.0]);
+    }
+}
