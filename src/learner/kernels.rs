@@ -218,7 +218,7 @@ mod tests {
     fn sums_count_every_value_once() {
         let values: Vec<f32> = (0..37).map(|value| value as f32).collect();
         assert_eq!(sum(&values), 666.0);
-        assert_eq!(dot(&values, &vec![2.0; 37]), 1332.0);
+        assert_eq!(dot(&values, &[2.0; 37]), 1332.0);
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::keys::KeyMap;
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
+pub use self::kernels::{Matrix, multiply};
 pub use self::step::Step;
 
 /// The model with all that it learns from.
@@ -104,8 +105,9 @@ pub struct Embedded {
     /// Per segment: its InfoNCE term as its predecessor's neighbour, nats; `None` without a
     /// predecessor or negatives.
     pub surprises: Vec<Option<f32>>,
+    /// Where each segment stands in its key's stream.
+    pub origins: Vec<Origin>,
     projections: Vec<f32>,
-    origins: Vec<Origin>,
     slots: Vec<usize>,
 }
 
@@ -348,7 +350,7 @@ impl Learner {
 }
 
 /// Strides within which two segments of a run share samples, or may be each other's positive.
-fn reach(shape: &WindowShape, pairs: &config::Pairs) -> u64 {
+pub fn reach(shape: &WindowShape, pairs: &config::Pairs) -> u64 {
     (shape.length.div_ceil(shape.stride) + pairs.max_distance) as u64
 }
 

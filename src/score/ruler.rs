@@ -1,0 +1,79 @@
+//! A key's own measure of a statistic.
+
+use serde::{Deserialize, Serialize};
+
+/// Running centre and spread, robust to outliers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ruler {
+    center: f32,
+    spread: f32,
+    seen: u32,
+}
+
+/// Values over which it forgets.
+const HORIZON: u32 = 1000;
+/// Deviations beyond this many spreads count as this many.
+const WINSOR: f32 = 4.0;
+
+impl Ruler {
+    /// `value` in spreads from the centre. The first few values of a key say little about its
+    /// spread: it is taken to be wider then, by up to a factor of two.
+    pub fn measure(&self, value: f32) -> f32 {
+        if self.seen == 0 {
+            return 0.0;
+        }
+        let doubt = 1.0 + 8.0 / (self.seen as f32 + 8.0);
+        (value - self.center) / (doubt * self.spread.max(1e-3 * self.center.abs()).max(1e-6))
+    }
+
+    /// Learns a value.
+    pub fn learn(&mut self, value: f32) {
+        self.seen = (self.seen + 1).min(HORIZON);
+        let rate = 1.0 / self.seen as f32;
+        let deviation = value - self.center;
+        // Until a few are known, there is nothing to bound by.
+        let bound = if self.seen > 8 { WINSOR * self.spread } else { f32::INFINITY };
+        let bounded = deviation.clamp(-bound, bound);
+        self.center += rate * bounded;
+        if self.seen > 1 {
+            let rate = 1.0 / (self.seen - 1) as f32;
+            self.spread += rate * (bounded.abs() - self.spread);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_different_levels_and_spreads_measure_alike() {
+        let (mut low, mut high) = (Ruler::default(), Ruler::default());
+        for at in 0..2000 {
+            let value = ((at * 37) % 101) as f32;
+            low.learn(value);
+            high.learn(1000.0 + 10.0 * value);
+        }
+        for value in [0.0, 50.0, 100.0, 300.0] {
+            let (a, b) = (low.measure(value), high.measure(1000.0 + 10.0 * value));
+            assert!((a - b).abs() < 1e-2 * (1.0 + a.abs()), "{a} {b}");
+        }
+        assert!(low.measure(50.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn one_outlier_hardly_moves_it_and_constants_stay_finite() {
+        let mut ruler = Ruler::default();
+        for at in 0..100 {
+            ruler.learn((at % 3) as f32);
+        }
+        let before = ruler.measure(5.0);
+        ruler.learn(1e9);
+        assert!((ruler.measure(5.0) - before).abs() < 0.3);
+        let mut constant = Ruler::default();
+        constant.learn(4.0);
+        constant.learn(4.0);
+        assert_eq!(constant.measure(4.0), 0.0);
+        assert!(constant.measure(5.0).is_finite());
+    }
+}

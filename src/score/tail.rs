@@ -1,0 +1,220 @@
+//! Online tail calibration: how rare is a value, given those seen before?
+//!
+//! Among the last values, a rank answers; beyond them, peaks over a threshold do: excesses follow
+//! a generalised Pareto distribution (Pickands 1975; SPOT, Siffer et al. 2017), fitted here by
+//! probability-weighted moments (Hosking & Wallis 1987) in closed form.
+
+use serde::{Deserialize, Serialize};
+
+/// The last values of a statistic, and what lies beyond them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tail {
+    /// Ring of the last values.
+    values: Vec<f32>,
+    next: usize,
+    /// The same values as of the last fit, smallest first.
+    sorted: Vec<f32>,
+    until_fit: usize,
+    excess: Option<Excess>,
+}
+
+/// Values above `threshold`: a share `share` of all, their excesses generalised Pareto.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Excess {
+    threshold: f64,
+    share: f64,
+    scale: f64,
+    shape: f64,
+}
+
+/// Values remembered.
+const CAPACITY: usize = 4096;
+/// Fewest excesses that a fit is made from.
+const FEWEST: usize = 10;
+/// Share of the values that lie above the threshold, once that is [`FEWEST`] or more.
+const ABOVE: f64 = 0.05;
+/// Heaviest tail believed: beyond, the mean would be all but infinite.
+const HEAVIEST: f64 = 0.5;
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self { values: Vec::new(), next: 0, sorted: Vec::new(), until_fit: 1, excess: None }
+    }
+}
+
+impl Tail {
+    /// Probability that a value is at least `value`, never 0.
+    pub fn p_value(&self, value: f32) -> f64 {
+        if let Some(excess) = self.excess.filter(|excess| f64::from(value) > excess.threshold) {
+            return excess.p_value(f64::from(value));
+        }
+        let below = self.sorted.partition_point(|other| *other < value);
+        let not_below = self.sorted.len() - below;
+        (not_below + 1) as f64 / (self.sorted.len() + 1) as f64
+    }
+
+    /// Learns a value. What is rarer than `rarest` counts as just that rare: an anomaly must not
+    /// teach that anomalies are normal, but a lasting change does move the tail.
+    pub fn learn(&mut self, value: f32, rarest: f64) {
+        if !value.is_finite() {
+            return;
+        }
+        let value = match self.excess {
+            Some(excess) if excess.p_value(f64::from(value)) < rarest => {
+                excess.quantile(rarest) as f32
+            }
+            _ => value,
+        };
+        if self.values.len() < CAPACITY {
+            self.values.push(value);
+        } else {
+            self.values[self.next] = value;
+            self.next = (self.next + 1) % CAPACITY;
+        }
+        self.until_fit -= 1;
+        if self.until_fit == 0 {
+            self.fit();
+            // Often at first, then once in a while: a fit sorts all values.
+            self.until_fit = (self.values.len() / 32).max(1);
+        }
+    }
+
+    fn fit(&mut self) {
+        self.sorted.clone_from(&self.values);
+        self.sorted.sort_unstable_by(f32::total_cmp);
+        let above = ((self.sorted.len() as f64 * ABOVE) as usize).max(FEWEST);
+        self.excess = (self.sorted.len() >= 2 * above).then(|| {
+            let (body, tail) = self.sorted.split_at(self.sorted.len() - above);
+            let threshold = f64::from(body[body.len() - 1]);
+            Excess::fit(threshold, above as f64 / self.sorted.len() as f64, tail)
+        });
+    }
+}
+
+impl Excess {
+    /// From the values above the threshold, smallest first.
+    fn fit(threshold: f64, share: f64, tail: &[f32]) -> Self {
+        let count = tail.len() as f64;
+        let mut mean = 0.0;
+        let mut weighted = 0.0;
+        for (rank, value) in tail.iter().enumerate() {
+            let excess = f64::from(*value) - threshold;
+            mean += excess / count;
+            // Expectation of excess * (1 - F(excess)), with the plotting position of the paper.
+            weighted += excess / count * (1.0 - (rank as f64 + 0.65) / count);
+        }
+        // All excesses 0 (a constant statistic): anything above is new.
+        let mean = mean.max(1e-9);
+        let spread = (mean - 2.0 * weighted).max(1e-3 * mean);
+        let shape = 2.0 - mean / spread;
+        // A tail with an end would call everything past it impossible, on little evidence.
+        if shape <= 0.0 {
+            return Self { threshold, share, scale: mean, shape: 0.0 };
+        }
+        let shape = shape.min(HEAVIEST);
+        Self { threshold, share, scale: mean * (1.0 - shape), shape }
+    }
+
+    fn p_value(&self, value: f64) -> f64 {
+        let excess = ((value - self.threshold) / self.scale).max(0.0);
+        let beyond = if self.shape > 0.0 {
+            (1.0 + self.shape * excess).powf(-1.0 / self.shape)
+        } else {
+            (-excess).exp()
+        };
+        (self.share * beyond).max(f64::MIN_POSITIVE)
+    }
+
+    /// The value that is exceeded with probability `p`, for `p` below `share`.
+    fn quantile(&self, p: f64) -> f64 {
+        let ratio = (self.share / p).max(1.0);
+        let excess =
+            if self.shape > 0.0 { (ratio.powf(self.shape) - 1.0) / self.shape } else { ratio.ln() };
+        self.threshold + self.scale * excess
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_distr::{Distribution, Exp1, Normal, StudentT};
+    use rand_pcg::Pcg64Mcg;
+
+    fn learned(count: usize, mut draw: impl FnMut(&mut Pcg64Mcg) -> f32) -> (Tail, Pcg64Mcg) {
+        let mut rng = Pcg64Mcg::seed_from_u64(6);
+        let mut tail = Tail::default();
+        for _ in 0..count {
+            tail.learn(draw(&mut rng), 1e-6);
+        }
+        (tail, rng)
+    }
+
+    /// Share of new values whose p-value is below `p`, as a multiple of `p`.
+    fn excess_alarms(count: usize, p: f64, draw: impl Fn(&mut dyn Rng) -> f32) -> f64 {
+        let (tail, mut rng) = learned(count, |rng| draw(rng));
+        const TRIALS: usize = 400_000;
+        let alarms = (0..TRIALS).filter(|_| tail.p_value(draw(&mut rng)) < p).count();
+        alarms as f64 / TRIALS as f64 / p
+    }
+
+    #[test]
+    fn p_values_hold_beyond_the_values_seen_for_light_and_heavy_tails() {
+        let normal = Normal::new(5.0, 2.0).expect("a normal distribution");
+        let student = StudentT::new(4.0).expect("a t distribution");
+        let rates = [
+            excess_alarms(4000, 1e-2, |mut rng| normal.sample(&mut rng)),
+            excess_alarms(4000, 1e-4, |mut rng| normal.sample(&mut rng)),
+            excess_alarms(4000, 1e-4, |mut rng| Exp1.sample(&mut rng)),
+            excess_alarms(4000, 1e-4, |mut rng| student.sample(&mut rng)),
+        ];
+        // Extrapolated a decade or more beyond what 4000 values show, within a factor of four.
+        for rate in rates {
+            assert!((0.25..4.0).contains(&rate), "{rates:?}");
+        }
+        assert!((0.7..1.4).contains(&rates[0]), "{rates:?}");
+    }
+
+    #[test]
+    fn with_few_values_nothing_is_rarer_than_their_number_allows() {
+        let (tail, _) = learned(9, |rng| Exp1.sample(rng));
+        assert_eq!(tail.p_value(1e9), 0.1);
+        assert_eq!(Tail::default().p_value(3.0), 1.0);
+    }
+
+    #[test]
+    fn anomalies_do_not_teach_that_they_are_normal() {
+        let (mut tail, _) = learned(2000, |rng| Exp1.sample(rng));
+        assert!(tail.p_value(20.0) < 1e-5);
+        for _ in 0..5 {
+            tail.learn(1000.0, 1e-4);
+        }
+        tail.fit();
+        assert!(tail.p_value(20.0) < 1e-4 && tail.p_value(1000.0) < 1e-6);
+    }
+
+    #[test]
+    fn a_constant_statistic_is_not_rare_and_anything_above_it_is() {
+        let (tail, _) = learned(200, |_| 2.0);
+        assert!(tail.p_value(2.0) > 0.9);
+        assert!(tail.p_value(2.1) < 1e-6);
+    }
+
+    proptest! {
+        #[test]
+        fn p_values_never_rise_with_the_value_and_stay_in_range(
+            values in prop::collection::vec(-1e3f32..1e3, 1..400),
+            mut probes in prop::collection::vec(-2e3f32..2e3, 2..40),
+        ) {
+            let mut tail = Tail::default();
+            for value in values {
+                tail.learn(value, 1e-6);
+            }
+            probes.sort_by(f32::total_cmp);
+            let p: Vec<f64> = probes.iter().map(|probe| tail.p_value(*probe)).collect();
+            prop_assert!(p.iter().all(|p| *p > 0.0 && *p <= 1.0));
+            prop_assert!(p.windows(2).all(|pair| pair[0] >= pair[1] * (1.0 - 1e-9)), "{p:?}");
+        }
+    }
+}
