@@ -4,13 +4,30 @@
 //! (timestamp, microseconds, UTC), `offset` (Int64), then one Float32 column per channel in the
 //! order of `records.channels`. A null or non-finite channel value is missing. What cannot be
 //! decoded becomes a [`DeadLetter`]; the rest of its batch goes on.
+//!
+//! A batch goes through one decoder as a whole. Only where that fails is it split, at the message
+//! that is to blame, until each bad message stands alone. Long rows (key, time, code, value) become
+//! records with that one channel set; consecutive rows of one key and time within a batch become
+//! one record, with the offset of the last.
 
+pub(crate) mod columns;
+pub(crate) mod csv;
+mod error;
+mod json;
+mod time;
+
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanArray, Int64Array, RecordBatch, StringArray, StringBuilder};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-use crate::source::{Header, Lane};
+pub use error::DecodeError;
+
+use crate::config::{self, Format};
+use crate::source::{Header, Lane, Message, Messages};
+use columns::{RowRules, Rows, check_key};
 
 /// Position of the `key` column in [`records_schema`].
 pub const KEY_COLUMN: usize = 0;
@@ -39,6 +56,8 @@ pub struct Decoded {
     pub records: RecordBatch,
     /// Messages left out of `records`, in the order of their offsets.
     pub dead_letters: Vec<DeadLetter>,
+    /// Long rows left out because their code is not one of the channels: no fault of theirs.
+    pub skipped: u64,
 }
 
 /// A message that a stage could not take, with all that is needed to find and replay it.
@@ -58,4 +77,657 @@ pub struct DeadLetter {
     pub stage: &'static str,
     /// Why, in words a person can act on.
     pub reason: String,
+}
+
+/// Most messages that go through a format's decoder together.
+const CHUNK_MESSAGES: usize = 4096;
+
+/// Decodes the messages of any lane.
+pub struct Decoder {
+    rules: Arc<RowRules>,
+    format: FormatDecoder,
+}
+
+enum FormatDecoder {
+    Json(json::Json),
+    Csv(csv::Csv),
+}
+
+/// Why messages could not be decoded together.
+struct Refusal {
+    /// The message to blame, where it is known.
+    at: Option<usize>,
+    reason: String,
+}
+
+impl Decoder {
+    /// A decoder of messages in `format`; `csv` is read for CSV only and must name its columns.
+    ///
+    /// # Errors
+    /// If no record could satisfy these settings.
+    pub fn new(
+        records: &config::Records,
+        format: Format,
+        csv: &config::Csv,
+    ) -> Result<Self, DecodeError> {
+        let rules = Arc::new(RowRules::new(records)?);
+        let format = match format {
+            Format::Json => FormatDecoder::Json(json::Json::new(Arc::clone(&rules))),
+            Format::Csv => FormatDecoder::Csv(csv::Csv::new(Arc::clone(&rules), csv)?),
+            Format::Parquet => return Err(DecodeError::Format),
+        };
+        Ok(Self { rules, format })
+    }
+
+    /// Decodes messages of `lane`: records in the order of the messages, and a dead letter for each
+    /// message that is not one.
+    pub fn decode(&mut self, lane: &Lane, messages: &Messages) -> Decoded {
+        let Split { parts, taken, mut refused } = self.split(messages);
+        let rows = Rows(
+            concat_batches(self.rules.rows_schema(), &parts)
+                .expect("every part has the schema of rows"),
+        );
+        refused.extend(rows.faults().map(|(row, reason)| (taken[row], reason.to_owned())));
+        let keys = if self.rules.has_key() {
+            rows.keys()
+        } else {
+            message_keys(messages, &taken, rows.kept(), &mut refused)
+        };
+        refused.sort_unstable_by_key(|(index, _)| *index);
+
+        let offsets = Int64Array::from_iter_values(taken.iter().map(|i| messages.get(*i).offset));
+        let skipped = rows.skipped();
+        let records = rows.into_records(&self.rules, keys, offsets);
+        let dead_letters = refused
+            .into_iter()
+            .map(|(index, reason)| dead_letter(lane, messages.get(index), reason))
+            .collect();
+        Decoded { records, dead_letters, skipped }
+    }
+
+    /// Decodes what can be decoded together, splitting at each message that cannot.
+    fn split(&mut self, messages: &Messages) -> Split {
+        let mut split = Split::default();
+        // The range to decode next is at the end.
+        let chunks = (0..messages.len()).step_by(CHUNK_MESSAGES);
+        let mut waiting: Vec<Range<usize>> =
+            chunks.map(|start| start..messages.len().min(start + CHUNK_MESSAGES)).rev().collect();
+        while let Some(range) = waiting.pop() {
+            if range.is_empty() {
+                continue;
+            }
+            let decoded = match &mut self.format {
+                FormatDecoder::Json(json) => json.decode(messages, range.clone()),
+                FormatDecoder::Csv(csv) => csv.decode(messages, range.clone()),
+            };
+            match decoded {
+                Ok(Rows(rows)) => {
+                    split.taken.extend(range);
+                    split.parts.push(rows);
+                }
+                Err(Refusal { at: Some(at), reason }) => {
+                    split.refused.push((at, reason));
+                    waiting.push(at + 1..range.end);
+                    waiting.push(range.start..at);
+                }
+                Err(Refusal { at: None, reason }) if range.len() == 1 => {
+                    split.refused.push((range.start, reason));
+                }
+                Err(Refusal { at: None, .. }) => {
+                    let middle = range.start + range.len() / 2;
+                    waiting.push(middle..range.end);
+                    waiting.push(range.start..middle);
+                }
+            }
+        }
+        split
+    }
+}
+
+/// A batch of messages, those with a row apart from those without.
+#[derive(Default)]
+struct Split {
+    /// The rows, in parts.
+    parts: Vec<RecordBatch>,
+    /// Per row: its message.
+    taken: Vec<usize>,
+    /// Messages without a row, and why.
+    refused: Vec<(usize, String)>,
+}
+
+/// The keys of the messages `taken` whose rows are `kept`; one that is not text is refused and
+/// null.
+fn message_keys(
+    messages: &Messages,
+    taken: &[usize],
+    kept: &BooleanArray,
+    refused: &mut Vec<(usize, String)>,
+) -> StringArray {
+    let mut keys = StringBuilder::with_capacity(taken.len(), 16 * taken.len());
+    for (row, &index) in taken.iter().enumerate() {
+        if !kept.value(row) {
+            keys.append_null();
+            continue;
+        }
+        match message_key(messages.get(index).key) {
+            Ok(key) => keys.append_value(key),
+            Err(reason) => {
+                keys.append_null();
+                refused.push((index, format!("message key: {reason}")));
+            }
+        }
+    }
+    keys.finish()
+}
+
+fn message_key(key: Option<&[u8]>) -> Result<&str, String> {
+    let key = key.ok_or("expected a key, found none")?;
+    let key = std::str::from_utf8(key).map_err(|_| "expected UTF-8, found other bytes")?;
+    check_key(key).map(|()| key)
+}
+
+fn dead_letter(lane: &Lane, message: Message<'_>, reason: String) -> DeadLetter {
+    DeadLetter {
+        lane: lane.clone(),
+        offset: message.offset,
+        key: message.key.map(<[u8]>::to_vec),
+        payload: message.payload.to_vec(),
+        headers: message.headers.to_vec(),
+        stage: "decode",
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::{Float32Type, Int64Type, TimestampMicrosecondType};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Layout, Records};
+
+    /// Key in `machine`, time in `ts`, channels `a` and `b`.
+    fn wide() -> Records {
+        Records {
+            layout: Layout::Wide,
+            key: Some("machine".into()),
+            time: "ts".into(),
+            time_unit: config::TimeUnit::Auto,
+            channels: vec!["a".into(), "b".into()],
+            code: "code".into(),
+            value: "value".into(),
+        }
+    }
+
+    fn long() -> Records {
+        Records { layout: Layout::Long, ..wide() }
+    }
+
+    fn keyed_by_message() -> Records {
+        Records { key: None, ..wide() }
+    }
+
+    fn lane() -> Lane {
+        Lane::new("plant", 3)
+    }
+
+    fn json(records: &Records) -> Decoder {
+        Decoder::new(records, Format::Json, &config::Csv::default()).unwrap()
+    }
+
+    fn csv(records: &Records, columns: &[&str]) -> Decoder {
+        let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+        let csv = config::Csv { columns, ..config::Csv::default() };
+        Decoder::new(records, Format::Csv, &csv).unwrap()
+    }
+
+    /// Messages with offsets from 100, without keys.
+    fn messages<T: AsRef<[u8]>>(payloads: &[T]) -> Messages {
+        let mut messages = Messages::default();
+        for (offset, payload) in (100..).zip(payloads) {
+            messages.push(offset, None, payload.as_ref(), Vec::new());
+        }
+        messages
+    }
+
+    /// One record: key, time, offset, channels.
+    type Record = (String, i64, i64, Vec<Option<f32>>);
+
+    fn records(decoded: &Decoded) -> Vec<Record> {
+        let batch = &decoded.records;
+        let names: Vec<String> = batch.schema().fields()[FIRST_CHANNEL_COLUMN..]
+            .iter()
+            .map(|field| field.name().clone())
+            .collect();
+        assert_eq!(batch.schema(), records_schema(&names));
+        let keys = batch.column(KEY_COLUMN).as_string::<i32>();
+        let times = batch.column(TIME_COLUMN).as_primitive::<TimestampMicrosecondType>();
+        let offsets = batch.column(OFFSET_COLUMN).as_primitive::<Int64Type>();
+        (0..batch.num_rows())
+            .map(|row| {
+                let channels = batch.columns()[FIRST_CHANNEL_COLUMN..]
+                    .iter()
+                    .map(|column| column.as_primitive::<Float32Type>())
+                    .map(|column| column.is_valid(row).then(|| column.value(row)))
+                    .collect();
+                (keys.value(row).to_owned(), times.value(row), offsets.value(row), channels)
+            })
+            .collect()
+    }
+
+    fn reasons(decoded: &Decoded) -> Vec<(i64, &str)> {
+        decoded.dead_letters.iter().map(|letter| (letter.offset, letter.reason.as_str())).collect()
+    }
+
+    fn record(key: &str, seconds: i64, offset: i64, channels: &[Option<f32>]) -> Record {
+        (key.to_owned(), seconds * 1_000_000, offset, channels.to_vec())
+    }
+
+    #[test]
+    fn json_objects_become_records_in_the_order_of_their_offsets() {
+        let decoded = json(&wide()).decode(
+            &lane(),
+            &messages(&[
+                r#"{"machine":"m1","ts":10,"a":1.5,"b":-2e3}"#,
+                " {\"b\":2,\r\n \"note\":{\"x\":[1,{}]}, \"a\":1, \"ts\":\"1970-01-01T00:00:11Z\", \"machine\":\"m\\u00e9\"}\n",
+            ]),
+        );
+        assert_eq!(
+            records(&decoded),
+            [
+                record("m1", 10, 100, &[Some(1.5), Some(-2000.0)]),
+                record("mé", 11, 101, &[Some(1.0), Some(2.0)]),
+            ]
+        );
+        assert!(decoded.dead_letters.is_empty());
+        assert_eq!(decoded.skipped, 0);
+    }
+
+    #[test]
+    fn null_absent_empty_and_non_finite_values_are_missing() {
+        let decoded = json(&wide()).decode(
+            &lane(),
+            &messages(&[
+                r#"{"machine":"m","ts":1,"a":null,"b":1}"#,
+                r#"{"machine":"m","ts":1,"b":1}"#,
+                r#"{"machine":"m","ts":1,"a":"","b":1}"#,
+                r#"{"machine":"m","ts":1,"a":"NaN","b":1}"#,
+                r#"{"machine":"m","ts":1,"a":"-inf","b":1}"#,
+                r#"{"machine":"m","ts":1,"a":1e999,"b":1}"#,
+                r#"{"machine":"m","ts":1,"a":"n/a","b":1}"#,
+            ]),
+        );
+        assert!(decoded.dead_letters.is_empty(), "{:?}", reasons(&decoded));
+        let channels: Vec<_> = records(&decoded).into_iter().map(|record| record.3).collect();
+        assert_eq!(channels, vec![vec![None, Some(1.0)]; 7]);
+    }
+
+    #[test]
+    fn numbers_may_come_as_text_and_keys_as_numbers() {
+        let decoded = json(&wide())
+            .decode(&lane(), &messages(&[r#"{"machine":17,"ts":"1.5","a":" 2.5 ","b":"1e1"}"#]));
+        let expected = ("17".to_owned(), 1_500_000, 100, vec![Some(2.5), Some(10.0)]);
+        assert_eq!(records(&decoded), [expected]);
+    }
+
+    #[test]
+    fn of_a_field_that_appears_twice_the_last_one_counts() {
+        let decoded = json(&wide())
+            .decode(&lane(), &messages(&[r#"{"machine":"m","a":1,"ts":1,"a":2,"b":0}"#]));
+        assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(2.0), Some(0.0)])]);
+    }
+
+    #[test]
+    fn a_fault_names_the_field_what_was_expected_and_what_was_found() {
+        let decoded = json(&wide()).decode(
+            &lane(),
+            &messages(&[
+                r#"{"machine":"m","a":1}"#,
+                r#"{"machine":"m","ts":"soon","a":1}"#,
+                r#"{"ts":1,"a":1}"#,
+                r#"{"machine":true,"ts":1,"a":1}"#,
+                r#"{"machine":"","ts":1,"a":1}"#,
+                r#"{"machine":"m","ts":1,"a":"high"}"#,
+                r#"{"machine":"m","ts":1,"a":[1]}"#,
+                r#"{"machine":"m","ts":1,"c":1}"#,
+                r#"{"machine":"m","ts":1,"a":1-2}"#,
+            ]),
+        );
+        assert!(records(&decoded).is_empty());
+        let time = "a time from year 0 to 9999: RFC 3339, \"YYYY-MM-DD hh:mm:ss\", or a number \
+                    since the epoch";
+        let key = "field \"machine\": expected a key, as text or a number";
+        let expected = [
+            format!("field \"ts\": expected {time}, found the fields \"machine\", \"a\""),
+            format!("field \"ts\": expected {time}, found \"soon\""),
+            format!("{key}, found the fields \"ts\", \"a\""),
+            format!("{key}, found true"),
+            "field \"machine\": expected a key, found an empty one".to_owned(),
+            "field \"a\": expected a number, found \"high\"".to_owned(),
+            "field \"a\": expected a number, found a list".to_owned(),
+            "expected at least one of the channels \"a\", \"b\", found the fields \"machine\", \
+             \"ts\", \"c\""
+                .to_owned(),
+            "field \"a\": expected a number, found 1-2".to_owned(),
+        ];
+        let expected: Vec<_> = (100..).zip(expected.iter().map(String::as_str)).collect();
+        assert_eq!(reasons(&decoded), expected);
+    }
+
+    #[test]
+    fn each_bad_message_alone_becomes_a_dead_letter() {
+        let good = |second| format!(r#"{{"machine":"m","ts":{second},"a":1,"b":2}}"#).into_bytes();
+        let bad: [&[u8]; 14] = [
+            b"",
+            b" \n ",
+            br#"{"machine":"m","ts":1,"a":1"#,
+            br#"{"machine":"m","ts":1,"a":1} x"#,
+            br#"{"machine":"m","ts":1,"a":1}{"machine":"m","ts":1,"a":1}"#,
+            b"{\"machine\":\"\xff\",\"ts\":1,\"a\":1}",
+            b"{\"machine\":\"m\",\"ts\":1,\"a\":1,\"note\":\"\xc3\"}",
+            b"\x00\x01\x02\xfe",
+            b"[1,2]",
+            b"17",
+            b"\"text",
+            b"null",
+            br#"{"machine":"\ud800x","ts":1,"a":1}"#,
+            b"}",
+        ];
+        let mut payloads = vec![good(0)];
+        for (second, bad) in (1..).zip(bad) {
+            payloads.push(bad.to_vec());
+            payloads.push(good(second));
+        }
+        let mut decoder = json(&wide());
+        for _ in 0..2 {
+            let decoded = decoder.decode(&lane(), &messages(&payloads));
+            let expected: Vec<_> = (0..=bad.len() as i64)
+                .map(|second| record("m", second, 100 + 2 * second, &[Some(1.0), Some(2.0)]))
+                .collect();
+            assert_eq!(records(&decoded), expected);
+            let letters = &decoded.dead_letters;
+            let offsets: Vec<_> = letters.iter().map(|letter| letter.offset).collect();
+            assert_eq!(offsets, (0..bad.len() as i64).map(|n| 101 + 2 * n).collect::<Vec<_>>());
+            for (letter, bad) in letters.iter().zip(bad) {
+                assert_eq!(letter.payload, bad);
+                assert_eq!((letter.stage, &letter.lane), ("decode", &lane()));
+                assert!(letter.reason.starts_with("expected "), "{}", letter.reason);
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_of_nothing_but_bad_messages_leaves_no_record() {
+        let payloads = vec![b"\xff{".as_slice(); 5000];
+        let decoded = json(&wide()).decode(&lane(), &messages(&payloads));
+        assert_eq!((decoded.records.num_rows(), decoded.dead_letters.len()), (0, 5000));
+        let none = json(&wide()).decode(&lane(), &Messages::default());
+        assert_eq!((none.records.num_rows(), none.dead_letters.len()), (0, 0));
+    }
+
+    #[test]
+    fn batches_larger_than_a_chunk_stay_whole_and_in_order() {
+        let payloads: Vec<_> =
+            (0..10_000).map(|n| format!(r#"{{"machine":"m","ts":{n},"a":{n}}}"#)).collect();
+        let decoded = json(&wide()).decode(&lane(), &messages(&payloads));
+        let offsets: Vec<_> = records(&decoded).iter().map(|record| record.2).collect();
+        assert_eq!(offsets, (100..10_100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nesting_without_end_is_refused_without_a_crash() {
+        let small =
+            format!(r#"{{"machine":"m","ts":1,"a":{}1{}}}"#, "[".repeat(9000), "]".repeat(9000));
+        let key = format!(r#"{{"machine":{}"#, r#"{"x":"#.repeat(10_000_000));
+        let unknown = format!(
+            r#"{{"machine":"m","ts":1,"a":1,"note":"{}","x":{}{}}}"#,
+            r#"\"[{["#.repeat(20_000),
+            "[".repeat(100),
+            "]".repeat(100)
+        );
+        let decoded =
+            json(&wide()).decode(&lane(), &messages(&[small, key, unknown, "[".repeat(1 << 26)]));
+        assert_eq!(records(&decoded), [record("m", 1, 102, &[Some(1.0), None])]);
+        assert_eq!(
+            reasons(&decoded),
+            [
+                (100, "field \"a\": expected a number, found a list"),
+                (101, "expected a JSON object, found one nested deeper than 512 levels"),
+                (103, "expected a JSON object, found one nested deeper than 512 levels"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_of_fifty_megabytes_is_decoded_like_any_other() {
+        let huge = format!(r#"{{"machine":"m","ts":1,"a":1,"note":"{}"}}"#, "x".repeat(50 << 20));
+        let broken = &huge[..huge.len() - 1];
+        let decoded = json(&wide()).decode(&lane(), &messages(&[&huge, broken]));
+        assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(1.0), None])]);
+        assert_eq!(reasons(&decoded), [(101, "expected a JSON object, found its end cut off")]);
+    }
+
+    #[test]
+    fn the_message_key_is_the_key_where_no_field_is_named() {
+        let payload = br#"{"ts":1,"a":1,"b":2}"#;
+        let mut messages = Messages::default();
+        messages.push(1, Some(b"m1"), payload, Vec::new());
+        messages.push(2, None, payload, Vec::new());
+        messages.push(3, Some(b"\xff"), payload, vec![("h".into(), Some(b"v".to_vec()))]);
+        messages.push(4, Some(b""), payload, Vec::new());
+        messages.push(5, None, b"{}", Vec::new());
+        messages.push(6, Some(b"m2"), payload, Vec::new());
+        let decoded = json(&keyed_by_message()).decode(&lane(), &messages);
+        let channels = [Some(1.0), Some(2.0)];
+        assert_eq!(
+            records(&decoded),
+            [record("m1", 1, 1, &channels), record("m2", 1, 6, &channels)]
+        );
+        let found: Vec<_> = reasons(&decoded).into_iter().take(3).collect();
+        assert_eq!(
+            found,
+            [
+                (2, "message key: expected a key, found none"),
+                (3, "message key: expected UTF-8, found other bytes"),
+                (4, "message key: expected a key, found an empty one"),
+            ]
+        );
+        assert_eq!(decoded.dead_letters.len(), 4);
+        assert_eq!(decoded.dead_letters[1].key.as_deref(), Some(b"\xff".as_slice()));
+        assert_eq!(decoded.dead_letters[1].headers, [("h".to_owned(), Some(b"v".to_vec()))]);
+    }
+
+    #[test]
+    fn long_rows_of_one_key_and_time_become_one_record() {
+        let decoded = json(&long()).decode(
+            &lane(),
+            &messages(&[
+                r#"{"machine":"m","ts":1,"code":"a","value":1}"#,
+                r#"{"machine":"m","ts":1,"code":"b","value":"2"}"#,
+                r#"{"machine":"m","ts":2,"code":"b","value":3}"#,
+                r#"{"machine":"n","ts":2,"code":"a","value":4}"#,
+                r#"{"machine":"n","ts":2,"code":"note","value":"fine"}"#,
+                r#"{"machine":"n","ts":2,"code":"b","value":5}"#,
+                r#"{"machine":"n","ts":2,"code":"a","value":null}"#,
+                r#"{"machine":"m","ts":2,"code":"a","value":6}"#,
+            ]),
+        );
+        assert_eq!(
+            records(&decoded),
+            [
+                record("m", 1, 101, &[Some(1.0), Some(2.0)]),
+                record("m", 2, 102, &[None, Some(3.0)]),
+                record("n", 2, 106, &[Some(4.0), Some(5.0)]),
+                record("m", 2, 107, &[Some(6.0), None]),
+            ]
+        );
+        assert_eq!((decoded.skipped, decoded.dead_letters.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_long_row_without_code_or_value_is_a_dead_letter() {
+        let decoded = json(&long()).decode(
+            &lane(),
+            &messages(&[
+                r#"{"machine":"m","ts":1,"value":1}"#,
+                r#"{"machine":"m","ts":1,"code":"a"}"#,
+                r#"{"machine":"m","ts":1,"code":"a","value":{}}"#,
+            ]),
+        );
+        assert_eq!((decoded.records.num_rows(), decoded.skipped), (0, 0));
+        assert_eq!(
+            reasons(&decoded),
+            [
+                (
+                    100,
+                    "field \"code\": expected the name of a channel, found the fields \"machine\", \
+                     \"ts\", \"value\""
+                ),
+                (
+                    101,
+                    "field \"value\": expected a number, found the fields \"machine\", \"ts\", \
+                     \"code\""
+                ),
+                (102, "field \"value\": expected a number, found an object"),
+            ]
+        );
+    }
+
+    #[test]
+    fn csv_rows_become_records_and_bad_ones_dead_letters() {
+        let mut decoder = csv(&wide(), &["ts", "note", "b", "machine", "a"]);
+        let payloads: [&[u8]; 12] = [
+            b"1,x,2.5,m,1",
+            b"1970-01-01 00:00:02,\"a \"\"quoted\"\"\nnote, long\",,m, 4 \r\n",
+            b"3,x,1,m",
+            b"3,x,1,m,2,3",
+            b"3,\xff,1,m,2",
+            b"3,\"x,1,m,2",
+            b"3,x,1,m,2\n3,x,1,m,2",
+            b"",
+            b"3,x,1,,2",
+            b"3,x,low,m,2",
+            b"3,\xc3,1,m\xa9,2",
+            b"4,x,NaN,m,5",
+        ];
+        for _ in 0..2 {
+            let decoded = decoder.decode(&lane(), &messages(&payloads));
+            assert_eq!(
+                records(&decoded),
+                [
+                    record("m", 1, 100, &[Some(1.0), Some(2.5)]),
+                    record("m", 2, 101, &[Some(4.0), None]),
+                    record("m", 4, 111, &[Some(5.0), None]),
+                ]
+            );
+            let columns = "expected 5 columns (\"ts\", \"note\", \"b\", \"machine\", \"a\")";
+            assert_eq!(
+                reasons(&decoded),
+                [
+                    (102, format!("{columns}: found 4").as_str()),
+                    (103, format!("{columns}: found 6").as_str()),
+                    (104, "expected a row, found text that is not UTF-8"),
+                    (105, "expected a row, found a quote that is not closed"),
+                    (106, "expected one row, found more than one"),
+                    (107, "expected a row, found an empty message"),
+                    (108, "field \"machine\": expected a key, as text or a number, found null"),
+                    (109, "field \"b\": expected a number, found \"low\""),
+                    (110, "expected a row, found text that is not UTF-8"),
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn a_channel_that_csv_does_not_have_is_missing() {
+        let decoded = csv(&wide(), &["machine", "ts", "b"]).decode(&lane(), &messages(&["m,1,2"]));
+        assert_eq!(records(&decoded), [record("m", 1, 100, &[None, Some(2.0)])]);
+    }
+
+    #[test]
+    fn settings_that_no_record_could_satisfy_are_refused() {
+        let error = |records: &Records, format, columns: &[&str], delimiter| {
+            let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+            let decoder = Decoder::new(records, format, &config::Csv { delimiter, columns });
+            decoder.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(
+            error(&wide(), Format::Csv, &["machine", "a"], ','),
+            "records.time: expected \"ts\" among the columns, found \"machine\", \"a\""
+        );
+        assert_eq!(
+            error(&wide(), Format::Csv, &["ts", "a"], ','),
+            "records.key: expected \"machine\" among the columns, found \"ts\", \"a\""
+        );
+        assert_eq!(
+            error(&wide(), Format::Csv, &["machine", "ts"], ','),
+            "records.channels: expected \"a\", \"b\" among the columns, found \"machine\", \"ts\""
+        );
+        assert_eq!(
+            error(&long(), Format::Csv, &["machine", "ts", "code"], ','),
+            "records.value: expected \"value\" among the columns, found \"machine\", \"ts\", \
+             \"code\""
+        );
+        assert!(error(&wide(), Format::Csv, &[], ',').starts_with("source.csv.columns: "));
+        assert!(error(&wide(), Format::Csv, &["ts"], 'é').starts_with("source.csv.delimiter: "));
+        assert!(error(&wide(), Format::Parquet, &[], ',').starts_with("source.format: "));
+        let twice = Records { key: Some("ts".into()), ..wide() };
+        assert_eq!(error(&twice, Format::Json, &[], ','), "records: field \"ts\" is named twice");
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_becomes_a_record_or_a_dead_letter(
+            payloads in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..40),
+                    "[\\[\\]{}\",:0-9truenl\\\\ .eE-]{0,40}".prop_map(String::into_bytes),
+                    (0..100_i64, any::<f32>()).prop_map(|(time, a)| {
+                        format!(r#"{{"machine":"m","ts":{time},"a":"{a}"}}"#).into_bytes()
+                    }),
+                ],
+                0..40,
+            ),
+        ) {
+            let messages = messages(&payloads);
+            for mut decoder in [json(&wide()), csv(&wide(), &["machine", "ts", "a"])] {
+                let decoded = decoder.decode(&lane(), &messages);
+                let mut offsets: Vec<i64> = records(&decoded).iter().map(|r| r.2).collect();
+                prop_assert!(offsets.is_sorted());
+                prop_assert!(decoded.dead_letters.is_sorted_by_key(|letter| letter.offset));
+                offsets.extend(decoded.dead_letters.iter().map(|letter| letter.offset));
+                offsets.sort_unstable();
+                let all: Vec<i64> = (100..).take(payloads.len()).collect();
+                prop_assert_eq!(offsets, all);
+            }
+        }
+
+        #[test]
+        fn a_message_fares_the_same_alone_and_in_a_batch(
+            payloads in prop::collection::vec(
+                prop_oneof![
+                    "[\\[\\]{}\",:0-9 -]{0,12}",
+                    (0..100_i64, -9..9_i32).prop_map(|(time, a)| {
+                        format!(r#"{{"machine":"m","ts":{time},"a":{a}}}"#)
+                    }),
+                ],
+                1..20,
+            ),
+        ) {
+            let mut decoder = json(&wide());
+            let together = decoder.decode(&lane(), &messages(&payloads));
+            let mut apart = Vec::new();
+            let mut letters = Vec::new();
+            for (offset, payload) in (100..).zip(&payloads) {
+                let mut one = Messages::default();
+                one.push(offset, None, payload.as_bytes(), Vec::new());
+                let decoded = json(&wide()).decode(&lane(), &one);
+                apart.extend(records(&decoded));
+                letters.extend(decoded.dead_letters);
+            }
+            prop_assert_eq!(records(&together), apart);
+            prop_assert_eq!(together.dead_letters, letters);
+        }
+    }
 }
