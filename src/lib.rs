@@ -24,6 +24,7 @@ pub mod decode;
 pub mod evaluate;
 pub mod http;
 pub mod keys;
+mod kafka;
 pub mod learner;
 pub mod pairs;
 pub mod runtime;

@@ -1,4 +1,790 @@
 //! Results to Kafka topics.
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Headers, Message, OwnedHeaders};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
+};
+use serde::{Serialize, Serializer};
+
+use super::{Outputs, Score, SegmentMeta, SinkError};
+use crate::config;
+use crate::decode::DeadLetter;
+use crate::kafka::{
+    self, CONNECT_TIMEOUT, LARGEST_MESSAGE, Reports, Silence, Trouble, error_code, trouble,
+};
+use crate::source::Header;
+
+/// How long a full queue is left to the brokers before trying again.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(5);
+/// How long [`KafkaSink::flush`] waits before it looks at what came back.
+const FLUSH_PAUSE: Duration = Duration::from_millis(5);
+/// Kafka's own default of `max.message.bytes`, for topics whose settings may not be read.
+const DEFAULT_LARGEST_BATCH: usize = 1_048_588;
+/// Bytes that a batch of one message takes for itself (61) and its lengths, generously.
+const BATCH_OVERHEAD: usize = 128;
+/// Bytes that the lengths of one header take at most.
+const HEADER_OVERHEAD: usize = 10;
+/// Longest reason in a dead letter's header, bytes.
+const LONGEST_REASON: usize = 4096;
+
+/// What the producer is given, unless the properties say otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("compression.type", "lz4"),
+    ("linger.ms", "5"),
+    // As Java clients do: a key's outputs lie in the partition number of its inputs.
+    ("partitioner", "murmur2_random"),
+    // All that may wait to be sent; larger than the largest message.
+    ("queue.buffering.max.kbytes", "98304"),
+    ("batch.size", "1000000"),
+];
+
 /// An idempotent producer of results.
-pub struct KafkaSink {}
+///
+/// Each segment becomes one message on the topic of embeddings and one on that of anomalies, JSON
+/// with the fields of `schemas/`, keyed by the record's key. A number that is not finite is `null`
+/// there. At most 96 MiB (`queue.buffering.max.kbytes`) wait to be sent; when that is full, writing
+/// waits. What was not flushed is lost when the sink is dropped.
+pub struct KafkaSink {
+    producer: ThreadedProducer<Deliveries>,
+    pipeline: String,
+    channels: Vec<String>,
+    topics: Topics,
+    /// Most bytes of a dead letter, with its headers.
+    largest_letter: usize,
+    /// The JSON of one message, reused.
+    json: Vec<u8>,
+}
+
+/// Names of the output topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Topics {
+    embeddings: Option<String>,
+    anomalies: Option<String>,
+    dead_letters: String,
+}
+
+impl KafkaSink {
+    /// Checks brokers and topics, and creates missing topics with the brokers' default number of
+    /// partitions and replicas.
+    ///
+    /// # Errors
+    /// If no broker answers within 10 seconds, a topic is missing and cannot be created, or a
+    /// property is not one that librdkafka takes. The right to write shows only in
+    /// [`KafkaSink::write`] and [`KafkaSink::flush`].
+    pub fn connect(
+        config: &config::KafkaSink,
+        pipeline: &config::Pipeline,
+    ) -> Result<Self, SinkError> {
+        let topics = Topics::new(config, &pipeline.name);
+        let (brokers, mut settings) = settings(config, pipeline)?;
+
+        let limits = prepare(&brokers, &settings, &topics)?;
+        // A batch of small messages must not be refused where each of them would be taken.
+        let largest_batch = number(&settings, "batch.size").min(limits.any_topic);
+        settings.set("batch.size", largest_batch.to_string());
+        let deliveries = Deliveries::new(&brokers, &topics.dead_letters);
+        Ok(Self {
+            producer: settings.create_with_context(deliveries).map_err(property)?,
+            pipeline: pipeline.name.clone(),
+            channels: pipeline.records.channels.clone(),
+            largest_letter: number(&settings, "message.max.bytes").min(limits.dead_letters),
+            topics,
+            json: Vec::new(),
+        })
+    }
+
+    /// Sends one embedding and one anomaly message per segment; does not wait for their delivery,
+    /// but for room to send them.
+    ///
+    /// # Errors
+    /// If an earlier message was not delivered, or one cannot be sent.
+    pub fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+        self.producer.context().take_failure()?;
+        let length = outputs.embeddings.len() / outputs.segments.len().max(1);
+        for (index, segment) in outputs.segments.iter().enumerate() {
+            if let Some(topic) = &self.topics.embeddings {
+                let embedding = &outputs.embeddings[index * length..(index + 1) * length];
+                let model = outputs.model_version;
+                let message = EmbeddingMessage::new(&self.pipeline, segment, model, embedding);
+                encode(topic, &message, &mut self.json)?;
+                self.send(BaseRecord::to(topic).key(segment.key.as_bytes()).payload(&*self.json))?;
+            }
+            if let (Some(topic), Some(score)) = (&self.topics.anomalies, outputs.scores.get(index))
+            {
+                let model = outputs.model_version;
+                let channels = &self.channels;
+                let message = AnomalyMessage::new(&self.pipeline, segment, model, score, channels);
+                encode(topic, &message, &mut self.json)?;
+                self.send(BaseRecord::to(topic).key(segment.key.as_bytes()).payload(&*self.json))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message that a stage could not take on to the topic of dead letters, with headers
+    /// that say why and where it came from. What does not fit there is cut: first the end of its
+    /// bytes, then its headers, then its key; `contrastream.truncated` holds its original size.
+    ///
+    /// # Errors
+    /// If an earlier message was not delivered, or this one cannot be sent.
+    pub fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+        self.producer.context().take_failure()?;
+        let mut marks = marks(letter);
+        let truncated = mark("truncated", letter.payload.len().to_string());
+        let own: usize = marks.iter().chain([&truncated]).map(header_size).sum();
+        let cut = Cut::new(letter, self.largest_letter.saturating_sub(own));
+        if cut.truncated {
+            marks.push(truncated);
+        }
+        let mut headers = OwnedHeaders::new_with_capacity(cut.headers.len() + marks.len());
+        for (name, value) in cut.headers.iter().chain(&marks) {
+            headers = headers.insert(rdkafka::message::Header { key: name, value: value.as_ref() });
+        }
+        self.send(BaseRecord {
+            key: cut.key,
+            payload: Some(cut.payload),
+            headers: Some(headers),
+            ..BaseRecord::to(&self.topics.dead_letters)
+        })
+    }
+
+    /// Returns once everything written is acknowledged.
+    ///
+    /// # Errors
+    /// The first message that was not delivered, as soon as that is known; at the latest after
+    /// `message.timeout.ms` (5 minutes).
+    pub fn flush(&mut self) -> Result<(), SinkError> {
+        loop {
+            let outcome = self.producer.flush(FLUSH_PAUSE);
+            self.producer.context().take_failure()?;
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
+                Err(error) => return Err(self.producer.context().failure("", &error)),
+            }
+        }
+    }
+
+    /// Hands one message to the producer, which copies it; waits while its queue is full.
+    fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), SinkError> {
+        let deliveries = self.producer.context();
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) => {
+                    record = unsent;
+                    deliveries.take_failure()?;
+                    thread::sleep(FULL_QUEUE_PAUSE);
+                }
+                Err((error, unsent)) => return Err(deliveries.failure(unsent.topic, &error)),
+            }
+        }
+    }
+}
+
+impl Topics {
+    fn new(config: &config::KafkaSink, pipeline: &str) -> Self {
+        let named = |name: &Option<String>, kind| match name {
+            Some(name) => name.clone(),
+            None => format!("{pipeline}.{kind}"),
+        };
+        let or_none = |name: String| (!name.is_empty()).then_some(name);
+        Self {
+            embeddings: or_none(named(&config.embeddings, "embeddings")),
+            anomalies: or_none(named(&config.anomalies, "anomalies")),
+            dead_letters: named(&config.dead_letters, "dead-letters"),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &str> {
+        let results = [self.embeddings.as_deref(), self.anomalies.as_deref()];
+        results.into_iter().flatten().chain([self.dead_letters.as_str()])
+    }
+}
+
+/// Brokers and settings of the producer: those of the sink, and where it names no brokers, those
+/// of a Kafka source beneath them.
+fn settings(
+    config: &config::KafkaSink,
+    pipeline: &config::Pipeline,
+) -> Result<(String, ClientConfig), SinkError> {
+    let (brokers, mut properties) = match (&config.brokers, &pipeline.source) {
+        (Some(brokers), _) => (brokers, config::Properties::new()),
+        (None, config::Source::Kafka(source)) => (&source.brokers, source.properties.clone()),
+        (None, _) => {
+            let reason = "brokers are needed where the source is not Kafka".to_owned();
+            return Err(SinkError::Property { reason });
+        }
+    };
+    properties.extend(config.properties.clone());
+    let largest_message = LARGEST_MESSAGE.to_string();
+    let mut defaults = DEFAULTS.to_vec();
+    defaults.push(("message.max.bytes", &largest_message));
+    let settings = kafka::settings(brokers, &defaults, &properties, &[])
+        .map_err(|reason| SinkError::Property { reason })?;
+    if settings.get("transactional.id").is_some() {
+        let reason = "transactional.id: results are not written in transactions".to_owned();
+        return Err(SinkError::Property { reason });
+    }
+    let (queue, message) = (
+        number(&settings, "queue.buffering.max.kbytes") * 1024,
+        number(&settings, "message.max.bytes"),
+    );
+    if queue < message {
+        let reason = format!(
+            "queue.buffering.max.kbytes ({queue} bytes) must hold a message of message.max.bytes ({message})"
+        );
+        return Err(SinkError::Property { reason });
+    }
+    Ok((brokers.clone(), settings))
+}
+
+/// A property that has a default here and was checked by librdkafka to be a number.
+fn number(settings: &ClientConfig, name: &str) -> usize {
+    settings.get(name).and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Largest batches that topics take, bytes.
+struct Limits {
+    any_topic: usize,
+    dead_letters: usize,
+}
+
+/// Sees to it that all output topics are there.
+fn prepare(brokers: &str, settings: &ClientConfig, topics: &Topics) -> Result<Limits, SinkError> {
+    let silence = |silence| match silence {
+        Silence::Unreachable(reason) => {
+            SinkError::Unreachable { brokers: brokers.to_owned(), reason }
+        }
+        Silence::Refused(reason) => SinkError::Refused { brokers: brokers.to_owned(), reason },
+    };
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    // Only asks. An admin client would not tell why no broker answers.
+    let deliveries = Deliveries::new(brokers, &topics.dead_letters);
+    let asking: BaseProducer<Deliveries> =
+        settings.create_with_context(deliveries).map_err(property)?;
+    let mut missing = Vec::new();
+    for topic in topics.all() {
+        let serve = || asking.poll(Duration::from_millis(100));
+        let reports = &asking.context().reports;
+        let partitions =
+            kafka::insist(reports, deadline, serve, format_args!("topic {topic}"), |wait| {
+                kafka::partitions(asking.client(), topic, wait)
+            })
+            .map_err(silence)?;
+        if partitions.is_none() {
+            missing.push(topic);
+        }
+    }
+    let admin: AdminClient<DefaultClientContext> = settings.create().map_err(property)?;
+    if !missing.is_empty() {
+        create(&admin, &missing, brokers)?;
+    }
+    let limits: Vec<usize> = topics.all().map(|topic| largest_batch(&admin, topic)).collect();
+    let any_topic = limits.iter().copied().min().unwrap_or(DEFAULT_LARGEST_BATCH);
+    let dead_letters = limits.last().copied().unwrap_or(DEFAULT_LARGEST_BATCH);
+    Ok(Limits { any_topic, dead_letters })
+}
+
+fn create(
+    admin: &AdminClient<DefaultClientContext>,
+    missing: &[&str],
+    brokers: &str,
+) -> Result<(), SinkError> {
+    let as_brokers_default = -1;
+    let topics: Vec<_> = missing
+        .iter()
+        .map(|topic| {
+            let replication = TopicReplication::Fixed(as_brokers_default);
+            NewTopic::new(topic, as_brokers_default, replication)
+        })
+        .collect();
+    let options = AdminOptions::new()
+        .request_timeout(Some(CONNECT_TIMEOUT))
+        .operation_timeout(Some(CONNECT_TIMEOUT));
+    let refused = |topic: &str, error: &dyn std::fmt::Display| SinkError::Refused {
+        brokers: brokers.to_owned(),
+        reason: format!("topic {topic} does not exist and cannot be created: {error}"),
+    };
+    let results = wait_for(admin.create_topics(&topics, &options))
+        .map_err(|error| refused(&missing.join(", "), &error))?;
+    for result in results {
+        match result {
+            Ok(topic) => tracing::info!(%topic, "created output topic"),
+            // By another instance, just now.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) if trouble(code) == Trouble::NoTopic => {
+                return Err(SinkError::MissingTopic { topic, brokers: brokers.to_owned() });
+            }
+            Err((topic, code)) => return Err(refused(&topic, &code)),
+        }
+    }
+    Ok(())
+}
+
+/// `max.message.bytes` of a topic; Kafka's default where it may not be read.
+fn largest_batch(admin: &AdminClient<DefaultClientContext>, topic: &str) -> usize {
+    let specifier = [ResourceSpecifier::Topic(topic)];
+    let options = AdminOptions::new().request_timeout(Some(CONNECT_TIMEOUT));
+    let described = wait_for(admin.describe_configs(&specifier, &options));
+    let limit = described.ok().and_then(|results| {
+        let resource = results.into_iter().next()?.ok()?;
+        resource.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    });
+    limit.unwrap_or_else(|| {
+        tracing::debug!(topic, "max.message.bytes cannot be read, taken to be Kafka's default");
+        DEFAULT_LARGEST_BATCH
+    })
+}
+
+/// Waits for an answer that librdkafka bounds in time, on no runtime.
+fn wait_for<F: Future>(answer: F) -> F::Output {
+    let mut answer = pin!(answer);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        match answer.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn property(error: KafkaError) -> SinkError {
+    SinkError::Property { reason: kafka::property_reason(&error) }
+}
+
+/// Callbacks of the producer, on its own thread.
+struct Deliveries {
+    reports: Reports,
+    brokers: String,
+    dead_letters: String,
+    /// The first message that was not delivered, until it is told.
+    failure: Mutex<Option<SinkError>>,
+}
+
+impl Deliveries {
+    fn new(brokers: &str, dead_letters: &str) -> Self {
+        Self {
+            reports: Reports::default(),
+            brokers: brokers.to_owned(),
+            dead_letters: dead_letters.to_owned(),
+            failure: Mutex::default(),
+        }
+    }
+
+    fn take_failure(&self) -> Result<(), SinkError> {
+        kafka::lock(&self.failure).take().map_or(Ok(()), Err)
+    }
+
+    /// What it means that a message to `topic` met `error`.
+    fn failure(&self, topic: &str, error: &KafkaError) -> SinkError {
+        let (topic, brokers) = (topic.to_owned(), self.brokers.clone());
+        let reason = error.to_string();
+        match error_code(error).map(trouble) {
+            Some(Trouble::NoTopic) => SinkError::MissingTopic { topic, brokers },
+            Some(Trouble::Refused) => {
+                SinkError::Refused { brokers, reason: format!("topic {topic}: {reason}") }
+            }
+            Some(Trouble::Passing) => SinkError::Delivery { topic, reason, retryable: true },
+            _ => SinkError::Delivery { topic, reason, retryable: false },
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        Reports::log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka producer in trouble, going on");
+        self.reports.note(&error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let Err((error, message)) = result else { return };
+        let topic = message.topic();
+        let too_large = error_code(error) == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+        if too_large && topic == self.dead_letters {
+            // The topic takes less than it said, or may not be asked. The message is still where
+            // it came from, and is not worth stopping for.
+            let origin = message.headers().map(origin).unwrap_or_default();
+            tracing::error!(topic, %error, origin, "dead letter lost");
+            return;
+        }
+        kafka::lock(&self.failure).get_or_insert_with(|| self.failure(topic, error));
+    }
+}
+
+/// One message on the topic of embeddings.
+#[derive(Serialize)]
+struct EmbeddingMessage<'a> {
+    pipeline: &'a str,
+    key: &'a str,
+    window_start: i64,
+    window_end: i64,
+    sequence: u64,
+    model_version: u64,
+    embedding: &'a [f32],
+    topic: &'a str,
+    partition: i32,
+    first_offset: i64,
+    last_offset: i64,
+}
+
+impl<'a> EmbeddingMessage<'a> {
+    fn new(pipeline: &'a str, segment: &'a SegmentMeta, model: u64, embedding: &'a [f32]) -> Self {
+        Self {
+            pipeline,
+            key: &segment.key,
+            window_start: segment.window_start,
+            window_end: segment.window_end,
+            sequence: segment.sequence,
+            model_version: model,
+            embedding,
+            topic: &segment.lane.topic,
+            partition: segment.lane.partition,
+            first_offset: segment.first_offset,
+            last_offset: segment.last_offset,
+        }
+    }
+}
+
+/// One message on the topic of anomalies.
+#[derive(Serialize)]
+struct AnomalyMessage<'a> {
+    pipeline: &'a str,
+    key: &'a str,
+    window_start: i64,
+    window_end: i64,
+    sequence: u64,
+    score: f64,
+    p_value: f64,
+    surprise: f32,
+    distance: f32,
+    residual: f32,
+    alert: bool,
+    alert_id: Option<&'a str>,
+    causes: Causes<'a>,
+    model_version: u64,
+    warm: bool,
+}
+
+impl<'a> AnomalyMessage<'a> {
+    fn new(
+        pipeline: &'a str,
+        segment: &'a SegmentMeta,
+        model: u64,
+        score: &'a Score,
+        channels: &'a [String],
+    ) -> Self {
+        Self {
+            pipeline,
+            key: &segment.key,
+            window_start: segment.window_start,
+            window_end: segment.window_end,
+            sequence: segment.sequence,
+            score: score.score,
+            p_value: score.p_value,
+            surprise: score.surprise,
+            distance: score.distance,
+            residual: score.residual,
+            alert: score.alert,
+            alert_id: score.alert_id.as_deref(),
+            causes: Causes { shares: &score.causes, channels },
+            model_version: model,
+            warm: score.warm,
+        }
+    }
+}
+
+/// Shares of channels, by name.
+struct Causes<'a> {
+    shares: &'a [(usize, f32)],
+    channels: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Cause<'a> {
+    channel: &'a str,
+    share: f32,
+}
+
+impl Serialize for Causes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.shares.iter().filter_map(|(index, share)| {
+            let channel = self.channels.get(*index)?;
+            Some(Cause { channel, share: *share })
+        }))
+    }
+}
+
+/// Replaces `json` by the JSON of `message`.
+fn encode(topic: &str, message: &impl Serialize, json: &mut Vec<u8>) -> Result<(), SinkError> {
+    json.clear();
+    serde_json::to_writer(json, message).map_err(|error| SinkError::Delivery {
+        topic: topic.to_owned(),
+        reason: error.to_string(),
+        retryable: false,
+    })
+}
+
+/// The headers that say why a message is a dead letter and where it came from.
+fn marks(letter: &DeadLetter) -> Vec<Header> {
+    let reason = &letter.reason[..letter.reason.floor_char_boundary(LONGEST_REASON)];
+    vec![
+        mark("reason", reason.to_owned()),
+        mark("stage", letter.stage.to_owned()),
+        mark("topic", letter.lane.topic.to_string()),
+        mark("partition", letter.lane.partition.to_string()),
+        mark("offset", letter.offset.to_string()),
+    ]
+}
+
+fn mark(name: &str, value: String) -> Header {
+    (format!("contrastream.{name}"), Some(value.into_bytes()))
+}
+
+/// Where a dead letter came from, from its headers: `topic partition offset`.
+fn origin<H: Headers>(headers: &H) -> String {
+    let wanted = ["contrastream.topic", "contrastream.partition", "contrastream.offset"];
+    let found = headers.iter().filter(|header| wanted.contains(&header.key));
+    let values = found.map(|header| String::from_utf8_lossy(header.value.unwrap_or_default()));
+    values.collect::<Vec<_>>().join(" ")
+}
+
+fn header_size((name, value): &Header) -> usize {
+    name.len() + value.as_ref().map_or(0, Vec::len) + HEADER_OVERHEAD
+}
+
+/// What of a dead letter fits.
+#[derive(Debug, PartialEq)]
+struct Cut<'a> {
+    key: Option<&'a [u8]>,
+    headers: &'a [Header],
+    payload: &'a [u8],
+    truncated: bool,
+}
+
+impl<'a> Cut<'a> {
+    /// Cuts `letter` down to `room` bytes.
+    fn new(letter: &'a DeadLetter, room: usize) -> Self {
+        let room = room.saturating_sub(BATCH_OVERHEAD);
+        let key = letter.key.as_deref();
+        let key_size = key.map_or(0, <[u8]>::len);
+        let headers_size: usize = letter.headers.iter().map(header_size).sum();
+        let (key, headers, left) = if key_size + headers_size <= room {
+            (key, letter.headers.as_slice(), room - key_size - headers_size)
+        } else if key_size <= room {
+            (key, &[][..], room - key_size)
+        } else {
+            (None, &[][..], room)
+        };
+        let payload = &letter.payload[..letter.payload.len().min(left)];
+        let truncated = payload.len() < letter.payload.len()
+            || headers.len() < letter.headers.len()
+            || key != letter.key.as_deref();
+        Self { key, headers, payload, truncated }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::source::Lane;
+
+    fn segment() -> SegmentMeta {
+        SegmentMeta {
+            key: Arc::from("pump \"7\""),
+            lane: Lane::new("plant.sensors", 3),
+            sequence: 11,
+            window_start: 1_700_000_000_000_000,
+            window_end: 1_700_000_063_000_000,
+            first_offset: 40,
+            last_offset: 103,
+        }
+    }
+
+    fn score() -> Score {
+        Score {
+            score: 0.75,
+            p_value: 0.001,
+            surprise: 2.5,
+            distance: 0.125,
+            residual: 6.0,
+            alert: true,
+            alert_id: Some("pump-7/11".to_owned()),
+            causes: vec![(1, 0.75), (0, 0.25)],
+            warm: true,
+        }
+    }
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            lane: Lane::new("plant.sensors", 3),
+            offset: 42,
+            key: Some(vec![1; 10]),
+            payload: vec![2; 1000],
+            headers: vec![("unit".to_owned(), Some(vec![3; 86])), ("none".to_owned(), None)],
+            stage: "decode",
+            reason: "not json".to_owned(),
+        }
+    }
+
+    fn json(message: &impl Serialize) -> String {
+        let mut json = b"of the message before".to_vec();
+        encode("t", message, &mut json).unwrap();
+        String::from_utf8(json).unwrap()
+    }
+
+    #[test]
+    fn an_embedding_has_its_fields_in_the_documented_order() {
+        let segment = segment();
+        let message = EmbeddingMessage::new("plant", &segment, 5, &[0.6, -0.8]);
+        assert_eq!(
+            json(&message),
+            concat!(
+                r#"{"pipeline":"plant","key":"pump \"7\"","window_start":1700000000000000,"#,
+                r#""window_end":1700000063000000,"sequence":11,"model_version":5,"#,
+                r#""embedding":[0.6,-0.8],"topic":"plant.sensors","partition":3,"#,
+                r#""first_offset":40,"last_offset":103}"#
+            )
+        );
+    }
+
+    #[test]
+    fn an_anomaly_names_its_causes_and_has_its_fields_in_the_documented_order() {
+        let (segment, score) = (segment(), score());
+        let channels = ["temperature".to_owned(), "vibration".to_owned()];
+        let message = AnomalyMessage::new("plant", &segment, 5, &score, &channels);
+        assert_eq!(
+            json(&message),
+            concat!(
+                r#"{"pipeline":"plant","key":"pump \"7\"","window_start":1700000000000000,"#,
+                r#""window_end":1700000063000000,"sequence":11,"score":0.75,"p_value":0.001,"#,
+                r#""surprise":2.5,"distance":0.125,"residual":6.0,"alert":true,"#,
+                r#""alert_id":"pump-7/11","causes":[{"channel":"vibration","share":0.75},"#,
+                r#"{"channel":"temperature","share":0.25}],"model_version":5,"warm":true}"#
+            )
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_and_absent_alerts_are_null() {
+        let segment = segment();
+        let calm = Score {
+            surprise: f32::NAN,
+            distance: f32::INFINITY,
+            p_value: f64::NAN,
+            alert: false,
+            alert_id: None,
+            causes: Vec::new(),
+            ..score()
+        };
+        let anomaly = json(&AnomalyMessage::new("plant", &segment, 5, &calm, &[]));
+        assert!(anomaly.contains(r#""p_value":null,"surprise":null,"distance":null"#));
+        assert!(anomaly.contains(r#""alert":false,"alert_id":null,"causes":[]"#));
+
+        let embedding = json(&EmbeddingMessage::new("plant", &segment, 5, &[f32::NAN, 1.0]));
+        assert!(embedding.contains(r#""embedding":[null,1.0]"#));
+    }
+
+    #[test]
+    fn topics_are_named_after_the_pipeline_unless_named_or_none() {
+        let default = Topics::new(&config::KafkaSink::default(), "plant");
+        let names: Vec<_> = default.all().collect();
+        assert_eq!(names, ["plant.embeddings", "plant.anomalies", "plant.dead-letters"]);
+
+        let some = config::KafkaSink {
+            embeddings: Some(String::new()),
+            anomalies: Some("scores".to_owned()),
+            ..config::KafkaSink::default()
+        };
+        let names: Vec<_> = Topics::new(&some, "plant").all().map(str::to_owned).collect();
+        assert_eq!(names, ["scores", "plant.dead-letters"]);
+    }
+
+    #[test]
+    fn a_letter_that_fits_is_whole() {
+        let letter = letter();
+        // Key 10, headers (4 + 86 + 10) + (4 + 10), payload 1000.
+        let whole = Cut::new(&letter, BATCH_OVERHEAD + 10 + 100 + 14 + 1000);
+        assert_eq!(
+            whole,
+            Cut {
+                key: letter.key.as_deref(),
+                headers: &letter.headers,
+                payload: &letter.payload,
+                truncated: false
+            }
+        );
+    }
+
+    #[test]
+    fn a_letter_too_large_loses_payload_then_headers_then_its_key() {
+        let letter = letter();
+        let shorter = Cut::new(&letter, BATCH_OVERHEAD + 10 + 100 + 14 + 999);
+        assert_eq!((shorter.payload.len(), shorter.headers.len()), (999, 2));
+        assert!(shorter.truncated);
+
+        let bare = Cut::new(&letter, BATCH_OVERHEAD + 110);
+        assert_eq!((bare.payload.len(), bare.headers.len()), (100, 0));
+        assert_eq!(bare.key, letter.key.as_deref());
+
+        let keyless = Cut::new(&letter, BATCH_OVERHEAD + 9);
+        assert_eq!((keyless.payload.len(), keyless.key), (9, None));
+        assert!(keyless.truncated);
+    }
+
+    #[test]
+    fn marks_say_why_and_where_and_bound_the_reason() {
+        let long = DeadLetter { reason: "é".repeat(LONGEST_REASON), ..letter() };
+        let marks = marks(&long);
+        let names: Vec<_> = marks.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "contrastream.reason",
+                "contrastream.stage",
+                "contrastream.topic",
+                "contrastream.partition",
+                "contrastream.offset"
+            ]
+        );
+        assert_eq!(marks[0].1.as_ref().unwrap().len(), LONGEST_REASON);
+        assert_eq!(marks[4].1.as_deref(), Some(&b"42"[..]));
+    }
+
+    #[test]
+    fn delivery_failures_tell_what_helps() {
+        let deliveries = Deliveries::new("b:1", "t.dead-letters");
+        let failure = |code| deliveries.failure("t", &KafkaError::MessageProduction(code));
+
+        assert!(failure(RDKafkaErrorCode::MessageTimedOut).is_retryable());
+        assert!(!failure(RDKafkaErrorCode::Fatal).is_retryable());
+        let refused = failure(RDKafkaErrorCode::TopicAuthorizationFailed);
+        assert!(matches!(refused, SinkError::Refused { reason, .. } if reason.contains("topic t")));
+        let missing = failure(RDKafkaErrorCode::UnknownTopicOrPartition);
+        assert!(matches!(missing, SinkError::MissingTopic { topic, .. } if topic == "t"));
+    }
+}

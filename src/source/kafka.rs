@@ -1,4 +1,725 @@
 //! Records from Kafka topics.
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::{
+    Assignment, Commit, Event, Header, Lane, Messages, Payload, Source, SourceBatch, SourceError,
+};
+use crate::config::{self, Start};
+use crate::kafka::{
+    self, CONNECT_TIMEOUT, LARGEST_MESSAGE, Reports, Silence, Trouble, error_code, trouble,
+};
+
+/// Bytes of one lane that are handed on together; a larger message goes alone.
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of all lanes that may wait for others of their batch.
+const WAITING_BYTES: usize = 4 * BATCH_BYTES;
+/// Longest wait for the committed positions of lanes that were assigned.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before asking again for committed positions that the brokers could not tell yet.
+const COMMITTED_PAUSE: Duration = Duration::from_millis(200);
+/// Longest wait for the answer whether a topic that seems to be gone is.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the consumer is given, unless `source.properties` says otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("isolation.level", "read_committed"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    // Only for a committed offset that the topic no longer holds: `start` decides where a lane
+    // without a committed offset begins, and what is left is never skipped.
+    ("auto.offset.reset", "earliest"),
+    // Fetched ahead: at most this and one response of `fetch.max.bytes`, or one larger message.
+    ("queued.max.messages.kbytes", "32768"),
+    ("fetch.max.bytes", "16777216"),
+    // A full queue is emptied much faster than in librdkafka's pause of a second.
+    ("fetch.queue.backoff.ms", "20"),
+];
+
 /// A member of a consumer group.
-pub struct KafkaSource {}
+///
+/// Lanes resume at their committed offsets, whose metadata comes with the assignment. A lane that
+/// is taken away stays this member's until [`Source::release`], so that its work can be committed
+/// first; the group waits for that as long as `max.poll.interval.ms` (5 minutes). Assignments are
+/// cooperative: lanes that stay are not interrupted.
+///
+/// At most 16 MiB of messages wait here for others of their batch, next to what librdkafka fetches
+/// ahead (`queued.max.messages.kbytes`). The group is left when the source and all its committers
+/// are dropped.
+pub struct KafkaSource {
+    consumer: Arc<BaseConsumer<Member>>,
+    brokers: String,
+    topics: Vec<String>,
+    start: Offset,
+    waiting: Waiting,
+    /// Taken away, and not released yet.
+    revoked: Option<TopicPartitionList>,
+    paused: bool,
+}
+
+impl KafkaSource {
+    /// Checks brokers, topics and rights, then joins `group`.
+    ///
+    /// # Errors
+    /// If no broker answers within 10 seconds, a topic is missing, a right is denied, or
+    /// `source.properties` holds a property that librdkafka does not take or that must not change.
+    /// The right to read a topic or to join the group shows only in [`Source::poll`].
+    pub fn connect(config: &config::KafkaSource, group: &str) -> Result<Self, SourceError> {
+        let consumer = Arc::new(consumer(config, group)?);
+        let brokers = config.brokers.clone();
+        let silence = |silence| match silence {
+            Silence::Unreachable(reason) => {
+                SourceError::Unreachable { brokers: brokers.clone(), reason }
+            }
+            Silence::Refused(reason) => SourceError::Refused { brokers: brokers.clone(), reason },
+        };
+
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let reports = &consumer.context().reports;
+        // Nothing is subscribed yet: events are all that such a poll can find.
+        let serve = || drop(consumer.poll(Duration::from_millis(100)));
+        let mut lanes = TopicPartitionList::new();
+        for topic in &config.topics {
+            let partitions =
+                kafka::insist(reports, deadline, serve, format_args!("topic {topic}"), |wait| {
+                    kafka::partitions(consumer.client(), topic, wait)
+                })
+                .map_err(silence)?;
+            let missing =
+                || SourceError::MissingTopic { topic: topic.clone(), brokers: brokers.clone() };
+            for partition in partitions.ok_or_else(missing)? {
+                lanes.add_partition(topic, partition);
+            }
+        }
+        kafka::insist(reports, deadline, serve, format_args!("group {group}"), |wait| {
+            committed(&consumer, &lanes, wait)
+        })
+        .map_err(silence)?;
+
+        let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics).map_err(|error| lasting(&error))?;
+        Ok(Self {
+            brokers,
+            topics: config.topics.clone(),
+            start: match config.start {
+                Start::Earliest => Offset::Beginning,
+                Start::Latest => Offset::End,
+            },
+            waiting: Waiting::new(config.batch_messages, config.linger.0),
+            revoked: None,
+            paused: false,
+            consumer,
+        })
+    }
+
+    /// Answers the group's calls since the last poll; returns what the runtime must know of them.
+    fn rebalance(&mut self) -> Result<Option<Event>, SourceError> {
+        while let Some(call) = self.consumer.context().next_call() {
+            match call {
+                Call::Assign(partitions) => match self.take_over(&partitions) {
+                    Ok(assignments) if assignments.is_empty() => {}
+                    Ok(assignments) => return Ok(Some(Event::Assigned(assignments))),
+                    Err(error) => {
+                        self.consumer.context().put_back(Call::Assign(partitions));
+                        self.ride_out(&error)?;
+                        thread::sleep(COMMITTED_PAUSE);
+                        return Ok(Some(Event::Idle));
+                    }
+                },
+                Call::Revoke { partitions, lost } => {
+                    let lanes = lanes(&partitions);
+                    if lost && !lanes.is_empty() {
+                        tracing::warn!(
+                            lanes = lanes.len(),
+                            "lanes lost to the group: their uncommitted work is repeated elsewhere"
+                        );
+                    }
+                    self.waiting.leave(&lanes);
+                    self.revoked = Some(partitions);
+                    if !lanes.is_empty() {
+                        return Ok(Some(Event::Revoked(lanes)));
+                    }
+                    self.release()?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Starts reading `partitions` at their committed offsets.
+    fn take_over(&mut self, partitions: &TopicPartitionList) -> KafkaResult<Vec<Assignment>> {
+        let committed = committed(&self.consumer, partitions, COMMITTED_TIMEOUT)?;
+        let mut assignments = Vec::with_capacity(committed.count());
+        for mut partition in committed.elements() {
+            let lane = Lane::new(partition.topic(), partition.partition());
+            let committed = match partition.offset() {
+                Offset::Offset(offset) => Some((offset, partition.metadata().to_owned())),
+                _ => {
+                    partition.set_offset(self.start)?;
+                    None
+                }
+            };
+            assignments.push(Assignment { lane, committed });
+        }
+        assign(&self.consumer, &committed)?;
+        if self.paused {
+            self.consumer.pause(&committed)?;
+        }
+        self.waiting.join(assignments.iter().map(|assignment| assignment.lane.clone()));
+        Ok(assignments)
+    }
+
+    /// Returns an error only if the consumer cannot go on after it.
+    fn ride_out(&self, error: &KafkaError) -> Result<(), SourceError> {
+        let report = self.consumer.context().reports.take();
+        let Some(code) = error_code(error) else { return Err(lasting(error)) };
+        let reason = match report {
+            Some((reported, reason)) if reported == code => reason,
+            _ => error.to_string(),
+        };
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            return Err(SourceError::Kafka { reason, retryable: false });
+        }
+        match trouble(code) {
+            Trouble::Passing => {
+                tracing::warn!(%reason, "kafka consumer in trouble, going on");
+                Ok(())
+            }
+            Trouble::NoTopic => self.confirm_topics(&reason),
+            Trouble::Refused => Err(SourceError::Refused { brokers: self.brokers.clone(), reason }),
+            Trouble::Lasting => Err(SourceError::Kafka { reason, retryable: false }),
+        }
+    }
+
+    /// Asks again for topics that seem to be gone: right after a start, brokers may not know yet.
+    fn confirm_topics(&self, reason: &str) -> Result<(), SourceError> {
+        for topic in &self.topics {
+            if let Ok(None) = kafka::partitions(self.consumer.client(), topic, CONFIRM_TIMEOUT) {
+                return Err(SourceError::MissingTopic {
+                    topic: topic.clone(),
+                    brokers: self.brokers.clone(),
+                });
+            }
+        }
+        tracing::warn!(reason, "kafka consumer in trouble, but all topics are there, going on");
+        Ok(())
+    }
+}
+
+impl Source for KafkaSource {
+    /// The next event. Takes up to 5 seconds longer when lanes are assigned and the brokers are
+    /// slow to tell their committed offsets.
+    fn poll(&mut self, timeout: Duration) -> Result<Event, SourceError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(event) = self.rebalance()? {
+                return Ok(event);
+            }
+            let now = Instant::now();
+            let mut until = deadline;
+            if !self.paused {
+                if let Some(batch) = self.waiting.take_due(now) {
+                    return Ok(Event::Batch(batch));
+                }
+                until = self.waiting.due().map_or(deadline, |due| due.min(deadline));
+            }
+            match self.consumer.poll(whole_millis(until.saturating_duration_since(now))) {
+                Some(Ok(message)) => self.waiting.push(&message),
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => self.ride_out(&error)?,
+                None if now >= deadline => return Ok(Event::Idle),
+                None => {}
+            }
+        }
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), SourceError> {
+        if self.paused == paused {
+            return Ok(());
+        }
+        let mut partitions = TopicPartitionList::new();
+        for lane in self.waiting.lanes() {
+            partitions.add_partition(&lane.topic, lane.partition);
+        }
+        let outcome = if paused {
+            self.consumer.pause(&partitions)
+        } else {
+            self.consumer.resume(&partitions)
+        };
+        outcome.map_err(|error| lasting(&error))?;
+        self.paused = paused;
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        let Some(partitions) = self.revoked.take() else { return Ok(()) };
+        // librdkafka keeps a partition's pause beyond its assignment.
+        let resumed = if self.paused { self.consumer.resume(&partitions) } else { Ok(()) };
+        let unassigned = unassign(&self.consumer, &partitions);
+        resumed.and(unassigned).map_err(|error| lasting(&error))
+    }
+
+    fn committer(&self) -> Option<Box<dyn Commit>> {
+        Some(Box::new(Committer {
+            consumer: Arc::clone(&self.consumer),
+            brokers: self.brokers.clone(),
+        }))
+    }
+}
+
+impl Drop for KafkaSource {
+    /// From here on the consumer answers the group by itself, and what it was waiting for is
+    /// answered: a consumer with an open call cannot be closed.
+    fn drop(&mut self) {
+        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        if let Err(error) = self.release() {
+            tracing::warn!(%error, "cannot release lanes");
+        }
+        while let Some(call) = self.consumer.context().next_call() {
+            call.answer(&self.consumer);
+        }
+    }
+}
+
+/// Commits through the consumer of a [`KafkaSource`].
+struct Committer {
+    consumer: Arc<BaseConsumer<Member>>,
+    brokers: String,
+}
+
+impl Commit for Committer {
+    /// Once a lane was lost to another member the commit fails for good: only that member may
+    /// commit it. Without a coordinator, the call waits for one as long as `session.timeout.ms`.
+    fn commit(&self, positions: &[(Lane, i64)], metadata: &str) -> Result<(), SourceError> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::with_capacity(positions.len());
+        for (lane, offset) in positions {
+            let mut partition = offsets.add_partition(&lane.topic, lane.partition);
+            partition.set_offset(Offset::Offset(*offset)).map_err(|error| lasting(&error))?;
+            partition.set_metadata(metadata);
+        }
+        self.consumer.commit(&offsets, CommitMode::Sync).map_err(|error| {
+            let reason = error.to_string();
+            match error_code(&error).map(trouble) {
+                Some(Trouble::Refused) => {
+                    SourceError::Refused { brokers: self.brokers.clone(), reason }
+                }
+                Some(Trouble::Passing) => SourceError::Kafka { reason, retryable: true },
+                _ => SourceError::Kafka { reason, retryable: false },
+            }
+        })
+    }
+}
+
+/// What the group asks of this member. It waits for the answer.
+enum Call {
+    Assign(TopicPartitionList),
+    Revoke { partitions: TopicPartitionList, lost: bool },
+}
+
+impl Call {
+    /// Answers without asking anyone, when closing.
+    fn answer(&self, consumer: &BaseConsumer<Member>) {
+        let outcome = match self {
+            Self::Assign(partitions) => assign(consumer, partitions),
+            Self::Revoke { partitions, .. } => unassign(consumer, partitions),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "cannot answer the group while leaving it");
+        }
+    }
+}
+
+/// Callbacks of the consumer. They run within its polls, on the source's thread.
+#[derive(Default)]
+struct Member {
+    reports: Reports,
+    calls: Mutex<VecDeque<Call>>,
+    closing: AtomicBool,
+}
+
+impl Member {
+    fn next_call(&self) -> Option<Call> {
+        kafka::lock(&self.calls).pop_front()
+    }
+
+    fn put_back(&self, call: Call) {
+        kafka::lock(&self.calls).push_front(call);
+    }
+}
+
+impl ClientContext for Member {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        Reports::log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reports.note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Member {
+    /// Only takes note: [`KafkaSource::rebalance`] answers, with the committed offsets at hand.
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        code: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let partitions = partitions.clone();
+        let call = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Call::Assign(partitions),
+            _ => Call::Revoke { partitions, lost: consumer.assignment_lost() },
+        };
+        if self.closing.load(Ordering::Relaxed) {
+            call.answer(consumer);
+        } else {
+            kafka::lock(&self.calls).push_back(call);
+        }
+    }
+}
+
+fn consumer(
+    config: &config::KafkaSource,
+    group: &str,
+) -> Result<BaseConsumer<Member>, SourceError> {
+    // A response holds `fetch.max.bytes`, or one larger message.
+    let largest_response = (2 * LARGEST_MESSAGE).to_string();
+    let mut defaults = DEFAULTS.to_vec();
+    defaults.push(("receive.message.max.bytes", &largest_response));
+    let fixed = [("group.id", group), ("enable.auto.commit", "false")];
+    let settings = kafka::settings(&config.brokers, &defaults, &config.properties, &fixed)
+        .map_err(|reason| SourceError::Property { reason })?;
+    BaseConsumer::from_config_and_context(&settings, Member::default())
+        .map_err(|error| SourceError::Property { reason: kafka::property_reason(&error) })
+}
+
+/// Committed offsets, with their metadata, of `partitions`.
+fn committed(
+    consumer: &BaseConsumer<Member>,
+    partitions: &TopicPartitionList,
+    timeout: Duration,
+) -> KafkaResult<TopicPartitionList> {
+    if partitions.count() == 0 {
+        return Ok(partitions.clone());
+    }
+    let committed = consumer.committed_offsets(partitions.clone(), timeout)?;
+    for partition in committed.elements() {
+        partition.error()?;
+    }
+    Ok(committed)
+}
+
+fn assign(consumer: &BaseConsumer<Member>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_assign(partitions),
+        _ => consumer.assign(partitions),
+    }
+}
+
+fn unassign(consumer: &BaseConsumer<Member>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+        _ => consumer.unassign(),
+    }
+}
+
+fn lanes(partitions: &TopicPartitionList) -> Vec<Lane> {
+    partitions
+        .elements()
+        .iter()
+        .map(|partition| Lane::new(partition.topic(), partition.partition()))
+        .collect()
+}
+
+fn lasting(error: &KafkaError) -> SourceError {
+    SourceError::Kafka { reason: error.to_string(), retryable: false }
+}
+
+/// Rounded up to librdkafka's milliseconds: rounded down, the rest would be waited for in a loop.
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(duration.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(u64::MAX))
+}
+
+/// Messages that wait for others of their batch, by lane.
+///
+/// A batch is due when its lane has `batch_messages` or [`BATCH_BYTES`]; all are due `linger` after
+/// the first message came, or when they take [`WAITING_BYTES`].
+struct Waiting {
+    batch_messages: usize,
+    linger: Duration,
+    /// Lanes owned, in order.
+    queues: Vec<LaneQueue>,
+    /// The queue of the last message: the next one is likely of the same lane.
+    latest: usize,
+    /// Bytes in all queues.
+    bytes: usize,
+    /// When the first message since the queues were empty came.
+    since: Option<Instant>,
+    due: VecDeque<SourceBatch>,
+}
+
+struct LaneQueue {
+    lane: Lane,
+    messages: Messages,
+    next_offset: i64,
+    appended_ms: Option<i64>,
+}
+
+impl LaneQueue {
+    fn new(lane: Lane) -> Self {
+        Self { lane, messages: Messages::default(), next_offset: 0, appended_ms: None }
+    }
+
+    fn take(&mut self) -> SourceBatch {
+        SourceBatch {
+            lane: self.lane.clone(),
+            next_offset: self.next_offset,
+            appended_ms: self.appended_ms.take(),
+            payload: Payload::Messages(std::mem::take(&mut self.messages)),
+        }
+    }
+}
+
+impl Waiting {
+    fn new(batch_messages: usize, linger: Duration) -> Self {
+        Self {
+            batch_messages,
+            linger,
+            queues: Vec::new(),
+            latest: 0,
+            bytes: 0,
+            since: None,
+            due: VecDeque::new(),
+        }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.queues.iter().map(|queue| &queue.lane)
+    }
+
+    fn join(&mut self, lanes: impl Iterator<Item = Lane>) {
+        for lane in lanes {
+            if let Err(at) = self.find(&lane.topic, lane.partition) {
+                self.queues.insert(at, LaneQueue::new(lane));
+            }
+        }
+    }
+
+    /// Forgets lanes, with all of theirs that was not handed out.
+    fn leave(&mut self, lanes: &[Lane]) {
+        self.queues.retain(|queue| {
+            let stays = !lanes.contains(&queue.lane);
+            if !stays {
+                self.bytes -= queue.messages.byte_len();
+            }
+            stays
+        });
+        self.due.retain(|batch| !lanes.contains(&batch.lane));
+    }
+
+    /// Adds a message; one of a lane not owned is none of ours.
+    fn push<M: Message>(&mut self, message: &M) {
+        let (topic, partition) = (message.topic(), message.partition());
+        let is_latest =
+            |queue: &LaneQueue| queue.lane.partition == partition && *queue.lane.topic == *topic;
+        if !self.queues.get(self.latest).is_some_and(is_latest) {
+            let Ok(found) = self.find(topic, partition) else { return };
+            self.latest = found;
+        }
+        let queue = &mut self.queues[self.latest];
+        let before = queue.messages.byte_len();
+        let payload = message.payload().unwrap_or_default();
+        queue.messages.push(message.offset(), message.key(), payload, headers(message));
+        queue.next_offset = message.offset() + 1;
+        queue.appended_ms = message.timestamp().to_millis();
+        self.bytes += queue.messages.byte_len() - before;
+        self.since.get_or_insert_with(Instant::now);
+
+        if queue.messages.len() >= self.batch_messages || queue.messages.byte_len() >= BATCH_BYTES {
+            self.bytes -= queue.messages.byte_len();
+            self.due.push_back(queue.take());
+        }
+    }
+
+    /// When the next batch is due; `None` while no message waits.
+    fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + self.linger)
+    }
+
+    /// The next batch that is due at `now`.
+    fn take_due(&mut self, now: Instant) -> Option<SourceBatch> {
+        if self.due.is_empty()
+            && (self.bytes >= WAITING_BYTES || self.due().is_some_and(|due| now >= due))
+        {
+            let filled = self.queues.iter_mut().filter(|queue| !queue.messages.is_empty());
+            self.due.extend(filled.map(LaneQueue::take));
+            self.bytes = 0;
+            self.since = None;
+        }
+        self.due.pop_front()
+    }
+
+    fn find(&self, topic: &str, partition: i32) -> Result<usize, usize> {
+        self.queues.binary_search_by(|queue| {
+            (&*queue.lane.topic, queue.lane.partition).cmp(&(topic, partition))
+        })
+    }
+}
+
+/// The headers of a message. Without them, rather than not at all, goes a message of which one has
+/// a name that is not UTF-8: the client library panics there, and no [`Header`] could hold it.
+fn headers<M: Message>(message: &M) -> Vec<Header> {
+    let Some(headers) = message.headers() else { return Vec::new() };
+    let copy = || {
+        let owned = |header: rdkafka::message::Header<'_, &[u8]>| {
+            (header.key.to_owned(), header.value.map(<[u8]>::to_vec))
+        };
+        headers.iter().map(owned).collect()
+    };
+    catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|_| {
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        tracing::warn!(topic, partition, offset, "header name is not utf-8, headers left out");
+        Vec::new()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::{OwnedHeaders, OwnedMessage, Timestamp};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn message(partition: i32, offset: i64, payload: Option<&[u8]>) -> OwnedMessage {
+        OwnedMessage::new(
+            payload.map(<[u8]>::to_vec),
+            Some(b"key".to_vec()),
+            "t".to_owned(),
+            Timestamp::CreateTime(1000 + offset),
+            partition,
+            offset,
+            None,
+        )
+    }
+
+    fn waiting(batch_messages: usize, linger: Duration, partitions: &[i32]) -> Waiting {
+        let mut waiting = Waiting::new(batch_messages, linger);
+        waiting.join(partitions.iter().map(|partition| Lane::new("t", *partition)));
+        waiting
+    }
+
+    fn offsets(batch: &SourceBatch) -> Vec<i64> {
+        let Payload::Messages(messages) = &batch.payload else { panic!("messages") };
+        messages.iter().map(|message| message.offset).collect()
+    }
+
+    #[test]
+    fn a_full_batch_is_due_at_once_and_others_after_the_linger() {
+        let mut waiting = waiting(2, HOUR, &[0, 1]);
+        for (partition, offset) in [(0, 5), (1, 9), (0, 6)] {
+            waiting.push(&message(partition, offset, Some(b"x")));
+        }
+
+        let now = Instant::now();
+        let full = waiting.take_due(now).unwrap();
+        assert_eq!((full.lane.partition, offsets(&full)), (0, vec![5, 6]));
+        assert_eq!((full.next_offset, full.appended_ms), (7, Some(1006)));
+        assert!(waiting.take_due(now).is_none());
+
+        let rest = waiting.take_due(now + HOUR).unwrap();
+        assert_eq!((rest.lane.partition, offsets(&rest)), (1, vec![9]));
+        assert!(waiting.due().is_none());
+    }
+
+    #[test]
+    fn one_linger_serves_every_lane_with_a_batch_of_its_own() {
+        let mut waiting = waiting(100, Duration::ZERO, &[2, 0, 1]);
+        for (partition, offset) in [(2, 1), (0, 1), (2, 2), (1, 1)] {
+            waiting.push(&message(partition, offset, Some(b"x")));
+        }
+
+        let now = Instant::now();
+        let batches: Vec<_> = std::iter::from_fn(|| waiting.take_due(now)).collect();
+
+        let found: Vec<_> = batches.iter().map(|b| (b.lane.partition, offsets(b))).collect();
+        assert_eq!(found, [(0, vec![1]), (1, vec![1]), (2, vec![1, 2])]);
+    }
+
+    #[test]
+    fn bytes_bound_a_batch_and_all_that_waits() {
+        let quarter = vec![0; BATCH_BYTES / 4];
+        let mut one = waiting(100, HOUR, &[0]);
+        for offset in 0..4 {
+            assert!(one.take_due(Instant::now()).is_none());
+            one.push(&message(0, offset, Some(&quarter)));
+        }
+        assert_eq!(offsets(&one.take_due(Instant::now()).unwrap()), [0, 1, 2, 3]);
+        assert_eq!(one.bytes, 0);
+
+        let partitions: Vec<i32> = (0..16).collect();
+        let mut many = waiting(100, HOUR, &partitions);
+        for partition in partitions {
+            assert!(many.take_due(Instant::now()).is_none());
+            many.push(&message(partition, 0, Some(&quarter)));
+        }
+        let due = std::iter::from_fn(|| many.take_due(Instant::now())).count();
+        assert_eq!(due, 16);
+    }
+
+    #[test]
+    fn nothing_of_a_lane_that_was_taken_away_comes_out() {
+        let mut waiting = waiting(2, HOUR, &[0, 1]);
+        for offset in 0..3 {
+            waiting.push(&message(0, offset, Some(b"x")));
+            waiting.push(&message(1, offset, Some(b"x")));
+        }
+
+        waiting.leave(&[Lane::new("t", 0)]);
+        waiting.push(&message(0, 3, Some(b"x")));
+
+        let now = Instant::now() + HOUR;
+        let batches: Vec<_> = std::iter::from_fn(|| waiting.take_due(now)).collect();
+        assert!(batches.iter().all(|batch| batch.lane.partition == 1));
+        assert_eq!(batches.iter().flat_map(offsets).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(waiting.bytes, 0);
+    }
+
+    #[test]
+    fn a_tombstone_is_an_empty_payload_and_headers_are_kept() {
+        let mut waiting = waiting(1, HOUR, &[0]);
+        let unit = rdkafka::message::Header { key: "unit", value: Some("mm/s") };
+        let none = rdkafka::message::Header { key: "none", value: None::<&str> };
+        let headers = OwnedHeaders::new().insert(unit).insert(none);
+        waiting.push(&message(0, 4, None).replace_headers(Some(headers)));
+
+        let batch = waiting.take_due(Instant::now()).unwrap();
+        let Payload::Messages(messages) = &batch.payload else { panic!("messages") };
+        let message = messages.get(0);
+        assert_eq!((message.payload, message.key), (&b""[..], Some(&b"key"[..])));
+        let expected = [("unit".to_owned(), Some(b"mm/s".to_vec())), ("none".to_owned(), None)];
+        assert_eq!(message.headers, expected);
+    }
+
+    #[test]
+    fn waits_are_rounded_up_to_milliseconds() {
+        assert_eq!(whole_millis(Duration::ZERO), Duration::ZERO);
+        assert_eq!(whole_millis(Duration::from_nanos(1)), Duration::from_millis(1));
+        assert_eq!(whole_millis(Duration::from_millis(2)), Duration::from_millis(2));
+    }
+}
