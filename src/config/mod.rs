@@ -1,18 +1,24 @@
 //! The pipeline file: one typed table per room, unknown keys refused, every key with a default
 //! where one makes sense.
 //!
-//! [`Pipeline::load`] reads a file, fills `${VAR}` from the environment, applies `--set`
-//! overrides and checks fields against each other. Errors name the file, the line, the key, what
-//! was expected and the nearest valid name.
+//! [`Pipeline::load`] reads a file, applies `--set` overrides, fills `${VAR}` from the environment
+//! and checks fields against each other. Errors name the file, the line, the key, what was
+//! expected and the nearest valid name. Printed, a pipeline shows no secrets.
 
+mod check;
 mod load;
+mod properties;
+mod tree;
 mod units;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use check::Conflict;
 pub use load::ConfigError;
+pub use properties::Properties;
+pub use tree::Place;
 pub use units::{ByteSize, FalseAlarms, Span, Temperature, TimeSpan, WindowLength};
 
 /// A pipeline: where records come from, what is learned from them, where results go.
@@ -80,9 +86,6 @@ pub struct KafkaSource {
     #[serde(default)]
     pub properties: Properties,
 }
-
-/// librdkafka properties by name.
-pub type Properties = std::collections::BTreeMap<String, String>;
 
 /// Where a lane without a committed offset starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

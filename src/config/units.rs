@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Microseconds, the unit of event time everywhere in this crate.
 pub type Span = i64;
@@ -77,6 +78,15 @@ pub enum WindowLength {
     Duration(TimeSpan),
 }
 
+impl fmt::Display for WindowLength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Samples(samples) => write!(f, "{samples}"),
+            Self::Duration(span) => write!(f, "{span}"),
+        }
+    }
+}
+
 /// The temperature of InfoNCE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temperature {
@@ -135,10 +145,20 @@ impl fmt::Display for FalseAlarms {
 
 /// Serde by way of `FromStr` and `Display`.
 macro_rules! as_text {
-    ($($kind:ty),+) => {$(
+    ($($kind:ty: $expected:literal),+ $(,)?) => {$(
         impl<'de> Deserialize<'de> for $kind {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $kind;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$kind, E> {
+                        text.parse().map_err(de::Error::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
             }
         }
         impl Serialize for $kind {
@@ -148,29 +168,41 @@ macro_rules! as_text {
         }
     )+};
 }
-as_text!(TimeSpan, ByteSize, FalseAlarms);
-
-/// A number or a text, as TOML gives it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum NumberOrText {
-    Integer(i64),
-    Float(f64),
-    Text(String),
+as_text! {
+    TimeSpan: "a duration such as \"5s\" or \"10m\"",
+    ByteSize: "a size such as \"128MiB\"",
+    FalseAlarms: "a promise such as \"1 per week\"",
 }
 
 impl<'de> Deserialize<'de> for WindowLength {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let expected = "a positive number of samples, or a duration such as \"30s\"";
-        match NumberOrText::deserialize(deserializer) {
-            Ok(NumberOrText::Integer(samples)) if samples > 0 => {
-                Ok(Self::Samples(samples as usize))
+        struct SamplesOrDuration;
+        impl Visitor<'_> for SamplesOrDuration {
+            type Value = WindowLength;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a positive number of samples, or a duration such as \"30s\"")
             }
-            Ok(NumberOrText::Text(text)) => {
-                text.parse().map(Self::Duration).map_err(de::Error::custom)
+
+            fn visit_i64<E: de::Error>(self, samples: i64) -> Result<WindowLength, E> {
+                match usize::try_from(samples) {
+                    Ok(samples) if samples > 0 => Ok(WindowLength::Samples(samples)),
+                    _ => Err(E::invalid_value(Unexpected::Signed(samples), &self)),
+                }
             }
-            _ => Err(de::Error::custom(format!("expected {expected}"))),
+
+            fn visit_u64<E: de::Error>(self, samples: u64) -> Result<WindowLength, E> {
+                match usize::try_from(samples) {
+                    Ok(samples) if samples > 0 => Ok(WindowLength::Samples(samples)),
+                    _ => Err(E::invalid_value(Unexpected::Unsigned(samples), &self)),
+                }
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<WindowLength, E> {
+                text.parse().map(WindowLength::Duration).map_err(E::custom)
+            }
         }
+        deserializer.deserialize_any(SamplesOrDuration)
     }
 }
 
@@ -185,17 +217,39 @@ impl Serialize for WindowLength {
 
 impl<'de> Deserialize<'de> for Temperature {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = match NumberOrText::deserialize(deserializer) {
-            Ok(NumberOrText::Text(text)) if text == "auto" => return Ok(Self::Auto),
-            Ok(NumberOrText::Float(value)) => value,
-            Ok(NumberOrText::Integer(value)) => value as f64,
-            _ => f64::NAN,
-        };
-        if value > 0.0 && value.is_finite() {
-            Ok(Self::Fixed(value as f32))
-        } else {
-            Err(de::Error::custom("expected a positive number, or \"auto\""))
+        struct AutoOrNumber;
+        impl Visitor<'_> for AutoOrNumber {
+            type Value = Temperature;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a positive number, or \"auto\"")
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Temperature, E> {
+                let temperature = value as f32;
+                if temperature > 0.0 && temperature.is_finite() {
+                    Ok(Temperature::Fixed(temperature))
+                } else {
+                    Err(E::invalid_value(Unexpected::Float(value), &self))
+                }
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Temperature, E> {
+                self.visit_f64(value as f64)
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Temperature, E> {
+                self.visit_f64(value as f64)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Temperature, E> {
+                match text {
+                    "auto" => Ok(Temperature::Auto),
+                    other => Err(E::invalid_value(Unexpected::Str(other), &self)),
+                }
+            }
         }
+        deserializer.deserialize_any(AutoOrNumber)
     }
 }
 
@@ -204,6 +258,101 @@ impl Serialize for Temperature {
         match self {
             Self::Auto => serializer.serialize_str("auto"),
             Self::Fixed(value) => serializer.serialize_f32(*value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value in a document, as serde meets it.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Holder<T> {
+        value: T,
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(value: &str) -> Result<T, String> {
+        toml::from_str::<Holder<T>>(&format!("value = {value}"))
+            .map(|holder| holder.value)
+            .map_err(|error| error.message().to_owned())
+    }
+
+    fn write<T: Serialize>(value: T) -> String {
+        let text = toml::to_string(&Holder { value }).unwrap();
+        text.trim().strip_prefix("value = ").unwrap().to_owned()
+    }
+
+    #[test]
+    fn durations_are_read_in_words_and_written_so_that_they_read_the_same() {
+        let span: TimeSpan = read("\"1h 30m\"").unwrap();
+
+        assert_eq!(span.micros(), 5_400_000_000);
+        assert_eq!(read::<TimeSpan>(&write(span)), Ok(span));
+        assert_eq!(read("\"0s\""), Ok(TimeSpan::default()));
+        assert_eq!(read(&write(TimeSpan::default())), Ok(TimeSpan::default()));
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_refused_with_an_example() {
+        let error = read::<TimeSpan>("\"5\"").unwrap_err();
+
+        assert!(error.starts_with("\"5\" is not a duration such as \"5s\""), "{error}");
+        assert!(read::<TimeSpan>("5").unwrap_err().contains("a duration such as"));
+    }
+
+    #[test]
+    fn a_duration_beyond_the_range_of_event_time_saturates() {
+        assert_eq!(TimeSpan(Duration::MAX).micros(), Span::MAX);
+    }
+
+    #[test]
+    fn sizes_know_binary_and_decimal_units() {
+        assert_eq!(read("\"128MiB\""), Ok(ByteSize::mib(128)));
+        assert_eq!(read("\"1kB\""), Ok(ByteSize(1000)));
+        assert_eq!(read(&write(ByteSize(1001))), Ok(ByteSize(1001)));
+        assert!(read::<ByteSize>("\"much\"").unwrap_err().contains("a size such as"));
+    }
+
+    #[test]
+    fn a_window_is_a_number_of_samples_or_a_duration() {
+        assert_eq!(read("64"), Ok(WindowLength::Samples(64)));
+        assert_eq!(read("\"30s\""), Ok(WindowLength::Duration(TimeSpan::from_secs(30))));
+        for extent in [WindowLength::Samples(3), WindowLength::Duration(TimeSpan::from_secs(90))] {
+            assert_eq!(read(&write(extent)), Ok(extent));
+        }
+        for refused in ["0", "-1", "1.5", "true", "\"long\""] {
+            assert!(read::<WindowLength>(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_temperature_is_positive_or_auto() {
+        assert_eq!(read("\"auto\""), Ok(Temperature::Auto));
+        assert_eq!(read("0.1"), Ok(Temperature::Fixed(0.1)));
+        assert_eq!(read("1"), Ok(Temperature::Fixed(1.0)));
+        for temperature in [Temperature::Auto, Temperature::Fixed(0.07)] {
+            assert_eq!(read(&write(temperature)), Ok(temperature));
+        }
+        for refused in ["0", "0.0", "-0.1", "nan", "inf", "1e-60", "\"warm\""] {
+            assert!(read::<Temperature>(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_promise_of_false_alarms_is_a_rate() {
+        let weekly: FalseAlarms = read("\"1 per week\"").unwrap();
+        let twice: FalseAlarms = read("\"2 per 10days\"").unwrap();
+
+        assert_eq!(weekly, FalseAlarms::default());
+        assert_eq!(twice.mean_interval_micros(), 5.0 * 86_400e6);
+        for promise in [weekly, twice, FalseAlarms { count: 0.5, ..weekly }] {
+            assert_eq!(read(&write(promise)), Ok(promise));
+        }
+        for refused in
+            ["1", "0 per week", "-1 per week", "inf per week", "1 per 0s", "1 per blue moon"]
+        {
+            assert!(read::<FalseAlarms>(&format!("\"{refused}\"")).is_err(), "{refused}");
         }
     }
 }

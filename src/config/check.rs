@@ -1,0 +1,623 @@
+//! What the types of the pipeline file cannot say: ranges, and fields that depend on each other.
+
+use std::path::Path;
+
+use super::{
+    Csv, Format, KafkaSink, Layout, Model, Pipeline, Records, Source, TimeSpan, Training,
+    WindowLength, Windows,
+};
+
+/// Longest name of a Kafka topic.
+const LONGEST_TOPIC: usize = 249;
+/// Longest name of a pipeline: a topic's, less the longest default ending.
+const LONGEST_NAME: usize = LONGEST_TOPIC - ".dead-letters".len();
+
+/// Values of a pipeline file that cannot stand, alone or beside each other.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Conflict {
+    #[error("{key} = {value}: expected {expected}")]
+    OutOfRange { key: &'static str, value: String, expected: &'static str },
+    #[error("{key} names {name:?} twice")]
+    Twice { key: &'static str, name: String },
+    #[error("{first} and {second} both name the field {name:?}")]
+    SameField { first: &'static str, second: &'static str, name: String },
+    #[error("source.csv.columns lacks {name:?}, which {key} names")]
+    ColumnMissing { key: &'static str, name: String },
+    #[error("source.format = \"csv\" needs source.csv.columns: a Kafka message has no header line")]
+    CsvWithoutColumns,
+    #[error("source.format = \"parquet\" needs source.kind = \"file\", not \"kafka\"")]
+    ParquetFromKafka,
+    #[error("{key} = {value} is a duration and needs windows.resample, which is not set")]
+    DurationWithoutResample { key: &'static str, value: TimeSpan },
+    #[error("{key} = {value} is shorter than windows.resample = {resample}")]
+    ShorterThanResample { key: &'static str, value: TimeSpan, resample: TimeSpan },
+    #[error("windows.stride = {stride} is longer than windows.length = {length}")]
+    StrideBeyondLength { stride: WindowLength, length: WindowLength },
+    #[error(
+        "model.queue = {queue} does not suit training.batch = {batch}: expected a multiple of it, \
+         or at least twice as much"
+    )]
+    QueueAgainstBatch { queue: usize, batch: usize },
+    #[error("pairs.pool = {pool} is smaller than training.batch = {batch}")]
+    PoolBelowBatch { pool: usize, batch: usize },
+    #[error("sink.kafka needs sink.kafka.brokers where source.kind is not \"kafka\"")]
+    NoBrokers,
+    #[error("{key} = {topic:?} is no legal topic name: expected up to 249 of a-z A-Z 0-9 . _ -")]
+    IllegalTopic { key: &'static str, topic: String },
+    #[error("{key} = {topic:?} is also in source.topics: the pipeline would read its own output")]
+    OutputIsInput { key: &'static str, topic: String },
+    #[error("{first} and {second} both write to topic {topic:?}")]
+    SharedOutput { first: &'static str, second: &'static str, topic: String },
+}
+
+impl Conflict {
+    /// The key to look at first.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::OutOfRange { key, .. }
+            | Self::Twice { key, .. }
+            | Self::ColumnMissing { key, .. }
+            | Self::DurationWithoutResample { key, .. }
+            | Self::ShorterThanResample { key, .. }
+            | Self::IllegalTopic { key, .. }
+            | Self::OutputIsInput { key, .. } => key,
+            Self::SameField { second, .. } | Self::SharedOutput { second, .. } => second,
+            Self::CsvWithoutColumns | Self::ParquetFromKafka => "source.format",
+            Self::StrideBeyondLength { .. } => "windows.stride",
+            Self::QueueAgainstBatch { .. } => "model.queue",
+            Self::PoolBelowBatch { .. } => "pairs.pool",
+            Self::NoBrokers => "sink.kafka",
+        }
+    }
+}
+
+/// The first thing that does not stand up, in the order of the file's tables.
+pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
+    check_name(&pipeline.name)?;
+    check_source(&pipeline.source, &pipeline.records)?;
+    check_records(&pipeline.records)?;
+    check_windows(&pipeline.windows)?;
+    at_least("pairs.max_distance", pipeline.pairs.max_distance, 1, "at least 1")?;
+    check_model(&pipeline.model)?;
+    check_training(&pipeline.training)?;
+    check_memories(pipeline)?;
+    check_sinks(pipeline)?;
+    positive("checkpoint.interval", pipeline.checkpoint.interval)?;
+    at_least("checkpoint.keep", pipeline.checkpoint.keep, 1, "at least 1")?;
+    if let Some(store) = &pipeline.checkpoint.store {
+        not_empty_path("checkpoint.store", store)?;
+    }
+    check_listen(&pipeline.http.listen)
+}
+
+fn check_name(name: &str) -> Result<(), Conflict> {
+    ensure(is_topic_name(name) && name.len() <= LONGEST_NAME, || Conflict::OutOfRange {
+        key: "name",
+        value: format!("{name:?}"),
+        expected: "up to 236 of a-z A-Z 0-9 . _ -, for it begins the names of topics",
+    })
+}
+
+fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
+    match source {
+        Source::Kafka(kafka) => {
+            not_empty("source.brokers", &kafka.brokers)?;
+            ensure(!kafka.topics.is_empty(), || {
+                out_of_range("source.topics", "[]", "at least one topic")
+            })?;
+            unique("source.topics", &kafka.topics)?;
+            for topic in &kafka.topics {
+                legal_topic("source.topics", topic)?;
+            }
+            if let Some(group) = &kafka.group {
+                not_empty("source.group", group)?;
+            }
+            at_least("source.batch_messages", kafka.batch_messages, 1, "at least 1")?;
+            check_csv(&kafka.csv)?;
+            match kafka.format {
+                Format::Json => Ok(()),
+                Format::Parquet => Err(Conflict::ParquetFromKafka),
+                Format::Csv if kafka.csv.columns.is_empty() => Err(Conflict::CsvWithoutColumns),
+                Format::Csv => check_columns(&kafka.csv.columns, records),
+            }
+        }
+        Source::File(file) => {
+            not_empty_path("source.path", &file.path)?;
+            at_least("source.batch_rows", file.batch_rows, 1, "at least 1")?;
+            check_csv(&file.csv)?;
+            let may_be_csv = matches!(file.format, None | Some(Format::Csv));
+            if may_be_csv && !file.csv.columns.is_empty() {
+                check_columns(&file.csv.columns, records)?;
+            }
+            Ok(())
+        }
+        Source::Generator(generator) => {
+            at_least("source.machines", generator.machines, 1, "at least 1")?;
+            positive("source.period", generator.period)?;
+            ensure(generator.rate.is_finite() && generator.rate >= 0.0, || {
+                out_of_range("source.rate", generator.rate, "a number, 0 or more")
+            })
+        }
+    }
+}
+
+fn check_csv(csv: &Csv) -> Result<(), Conflict> {
+    ensure(csv.delimiter.is_ascii() && !matches!(csv.delimiter, '"' | '\n' | '\r'), || {
+        let value = format!("{:?}", csv.delimiter);
+        out_of_range("source.csv.delimiter", value, "one ASCII character, no quote or line break")
+    })?;
+    unique("source.csv.columns", &csv.columns)
+}
+
+fn check_columns(columns: &[String], records: &Records) -> Result<(), Conflict> {
+    let mut named = vec![("records.time", &records.time)];
+    named.extend(records.key.as_ref().map(|key| ("records.key", key)));
+    match records.layout {
+        Layout::Wide => {
+            named.extend(records.channels.iter().map(|name| ("records.channels", name)))
+        }
+        Layout::Long => {
+            named.extend([("records.code", &records.code), ("records.value", &records.value)]);
+        }
+    }
+    match named.into_iter().find(|(_, name)| !columns.contains(name)) {
+        Some((key, name)) => Err(Conflict::ColumnMissing { key, name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn check_records(records: &Records) -> Result<(), Conflict> {
+    not_empty("records.time", &records.time)?;
+    if let Some(key) = &records.key {
+        not_empty("records.key", key)?;
+        different("records.time", &records.time, "records.key", key)?;
+    }
+    ensure(!records.channels.is_empty(), || {
+        out_of_range("records.channels", "[]", "at least one channel")
+    })?;
+    unique("records.channels", &records.channels)?;
+    for channel in &records.channels {
+        not_empty("records.channels", channel)?;
+        different("records.time", &records.time, "records.channels", channel)?;
+        if let Some(key) = &records.key {
+            different("records.key", key, "records.channels", channel)?;
+        }
+    }
+    if records.layout == Layout::Long {
+        not_empty("records.code", &records.code)?;
+        not_empty("records.value", &records.value)?;
+        different("records.code", &records.code, "records.value", &records.value)?;
+        for (field, name) in [("records.code", &records.code), ("records.value", &records.value)] {
+            different("records.time", &records.time, field, name)?;
+            if let Some(key) = &records.key {
+                different("records.key", key, field, name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_windows(windows: &Windows) -> Result<(), Conflict> {
+    if let Some(resample) = windows.resample {
+        positive("windows.resample", resample)?;
+    }
+    for (key, extent) in [("windows.length", windows.length), ("windows.stride", windows.stride)] {
+        if let WindowLength::Duration(value) = extent {
+            let Some(resample) = windows.resample else {
+                return Err(Conflict::DurationWithoutResample { key, value });
+            };
+            ensure(value >= resample, || Conflict::ShorterThanResample { key, value, resample })?;
+        }
+    }
+    ensure(windows.length_samples() >= 2, || {
+        out_of_range("windows.length", windows.length, "at least 2 samples")
+    })?;
+    ensure(windows.stride_samples() <= windows.length_samples(), || {
+        Conflict::StrideBeyondLength { stride: windows.stride, length: windows.length }
+    })?;
+    if let Some(value) = windows.max_gap {
+        let key = "windows.max_gap";
+        positive(key, value)?;
+        // Between two bins of the grid there is always one `resample`.
+        if let Some(resample) = windows.resample {
+            ensure(value >= resample, || Conflict::ShorterThanResample { key, value, resample })?;
+        }
+    }
+    positive("windows.idle", windows.idle)?;
+    at_least("windows.max_keys", windows.max_keys, 1, "at least 1")
+}
+
+fn check_model(model: &Model) -> Result<(), Conflict> {
+    at_least("model.hidden", model.hidden, 1, "at least 1")?;
+    at_least("model.embedding", model.embedding, 2, "at least 2")?;
+    ensure(model.projection.last().is_some_and(|width| *width >= 2), || {
+        let value = format!("{:?}", model.projection);
+        out_of_range("model.projection", value, "at least one width, the last of at least 2")
+    })?;
+    ensure(!model.projection.contains(&0), || {
+        let value = format!("{:?}", model.projection);
+        out_of_range("model.projection", value, "widths of at least 1")
+    })?;
+    ensure((0.0..1.0).contains(&model.momentum), || {
+        out_of_range("model.momentum", model.momentum, "at least 0 and below 1")
+    })
+}
+
+fn check_training(training: &Training) -> Result<(), Conflict> {
+    at_least("training.batch", training.batch, 2, "at least 2")?;
+    at_least("training.every", training.every, 1, "at least 1")?;
+    for (key, value) in [
+        ("training.learning_rate", training.learning_rate),
+        ("training.clip_norm", training.clip_norm),
+    ] {
+        ensure(value > 0.0 && value.is_finite(), || out_of_range(key, value, "above 0"))?;
+    }
+    ensure(training.max_share > 0.0 && training.max_share <= 1.0, || {
+        out_of_range("training.max_share", training.max_share, "above 0 and at most 1")
+    })
+}
+
+/// The queue of negatives and the pool of pairs must hold what a step takes.
+fn check_memories(pipeline: &Pipeline) -> Result<(), Conflict> {
+    let (queue, batch, pool) = (pipeline.model.queue, pipeline.training.batch, pipeline.pairs.pool);
+    let suits = queue >= batch && (queue.is_multiple_of(batch) || queue / 2 >= batch);
+    ensure(suits, || Conflict::QueueAgainstBatch { queue, batch })?;
+    ensure(pool >= batch, || Conflict::PoolBelowBatch { pool, batch })
+}
+
+fn check_sinks(pipeline: &Pipeline) -> Result<(), Conflict> {
+    if let Some(kafka) = &pipeline.sink.kafka {
+        match (&kafka.brokers, &pipeline.source) {
+            (Some(brokers), _) => not_empty("sink.kafka.brokers", brokers)?,
+            (None, Source::Kafka(_)) => {}
+            (None, Source::File(_) | Source::Generator(_)) => return Err(Conflict::NoBrokers),
+        }
+        check_outputs(kafka, pipeline)?;
+    }
+    if let Some(parquet) = &pipeline.sink.parquet {
+        not_empty_path("sink.parquet.path", &parquet.path)?;
+        ensure(parquet.roll.0 > 0, || out_of_range("sink.parquet.roll", parquet.roll, "above 0"))?;
+        let columns = &parquet.partition_by;
+        if let Some(at) = (1..columns.len()).find(|at| columns[..*at].contains(&columns[*at])) {
+            let name = format!("{:?}", columns[at]).to_lowercase();
+            return Err(Conflict::Twice { key: "sink.parquet.partition_by", name });
+        }
+    }
+    Ok(())
+}
+
+fn check_outputs(kafka: &KafkaSink, pipeline: &Pipeline) -> Result<(), Conflict> {
+    let named = |topic: &Option<String>, ending: &str| {
+        topic.clone().unwrap_or_else(|| format!("{}.{ending}", pipeline.name))
+    };
+    let outputs = [
+        ("sink.kafka.embeddings", named(&kafka.embeddings, "embeddings")),
+        ("sink.kafka.anomalies", named(&kafka.anomalies, "anomalies")),
+        ("sink.kafka.dead_letters", named(&kafka.dead_letters, "dead-letters")),
+    ];
+    for (index, (key, topic)) in outputs.iter().enumerate() {
+        if topic.is_empty() && *key != "sink.kafka.dead_letters" {
+            continue;
+        }
+        legal_topic(key, topic)?;
+        if let Source::Kafka(source) = &pipeline.source {
+            ensure(!source.topics.contains(topic), || Conflict::OutputIsInput {
+                key,
+                topic: topic.clone(),
+            })?;
+        }
+        if let Some((first, _)) = outputs[..index].iter().find(|(_, other)| other == topic) {
+            return Err(Conflict::SharedOutput { first, second: key, topic: topic.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn check_listen(listen: &str) -> Result<(), Conflict> {
+    let is_address = listen
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    ensure(listen.is_empty() || is_address, || {
+        let value = format!("{listen:?}");
+        out_of_range("http.listen", value, "host:port, or \"\" for none")
+    })
+}
+
+fn ensure(holds: bool, conflict: impl FnOnce() -> Conflict) -> Result<(), Conflict> {
+    if holds { Ok(()) } else { Err(conflict()) }
+}
+
+fn out_of_range(key: &'static str, value: impl ToString, expected: &'static str) -> Conflict {
+    Conflict::OutOfRange { key, value: value.to_string(), expected }
+}
+
+fn at_least(
+    key: &'static str,
+    value: usize,
+    least: usize,
+    expected: &'static str,
+) -> Result<(), Conflict> {
+    ensure(value >= least, || out_of_range(key, value, expected))
+}
+
+fn positive(key: &'static str, value: TimeSpan) -> Result<(), Conflict> {
+    ensure(value.micros() > 0, || out_of_range(key, value, "at least 1us"))
+}
+
+fn not_empty(key: &'static str, text: &str) -> Result<(), Conflict> {
+    ensure(!text.trim().is_empty(), || out_of_range(key, format!("{text:?}"), "a text"))
+}
+
+fn not_empty_path(key: &'static str, path: &Path) -> Result<(), Conflict> {
+    ensure(!path.as_os_str().is_empty(), || out_of_range(key, "\"\"", "a path"))
+}
+
+fn unique(key: &'static str, names: &[String]) -> Result<(), Conflict> {
+    match (1..names.len()).find(|at| names[..*at].contains(&names[*at])) {
+        Some(at) => Err(Conflict::Twice { key, name: names[at].clone() }),
+        None => Ok(()),
+    }
+}
+
+fn different(
+    first: &'static str,
+    name: &str,
+    second: &'static str,
+    other: &str,
+) -> Result<(), Conflict> {
+    ensure(name != other, || Conflict::SameField { first, second, name: name.to_owned() })
+}
+
+fn legal_topic(key: &'static str, topic: &str) -> Result<(), Conflict> {
+    ensure(is_topic_name(topic), || Conflict::IllegalTopic { key, topic: topic.to_owned() })
+}
+
+fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    !name.is_empty()
+        && name.len() <= LONGEST_TOPIC
+        && !matches!(name, "." | "..")
+        && name.bytes().all(legal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KAFKA: &str = r#"
+        name = "plant"
+        [source]
+        kind = "kafka"
+        brokers = "localhost:9092"
+        topics = ["sensors"]
+        [records]
+        key = "machine"
+        time = "ts"
+        channels = ["temperature", "vibration"]
+        [sink.kafka]
+    "#;
+
+    /// The conflict of [`KAFKA`] after `--set`s.
+    fn conflict(overrides: &[&str]) -> String {
+        let mut text: toml::Table = KAFKA.parse().unwrap();
+        for line in overrides {
+            let (path, value) = line.split_once('=').unwrap();
+            let value: toml::Table = format!("value = {value}").parse().unwrap();
+            let (tables, key) = path.rsplit_once('.').unwrap_or(("", path));
+            let mut table = &mut text;
+            for name in tables.split('.').filter(|name| !name.is_empty()) {
+                table = table
+                    .entry(name)
+                    .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                    .as_table_mut()
+                    .unwrap();
+            }
+            table.insert(key.to_owned(), value["value"].clone());
+        }
+        let pipeline: Pipeline = text.try_into().unwrap();
+        match check(&pipeline) {
+            Ok(()) => "none".to_owned(),
+            Err(conflict) => conflict.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_plain_pipeline_has_no_conflict() {
+        assert_eq!(conflict(&[]), "none");
+    }
+
+    #[test]
+    fn every_value_out_of_range_is_refused_with_its_key_and_value() {
+        for (line, message) in [
+            ("name=\"a b\"", "name = \"a b\": expected up to 236 of"),
+            ("source.brokers=\" \"", "source.brokers = \" \": expected a text"),
+            ("source.topics=[]", "source.topics = []: expected at least one topic"),
+            ("source.batch_messages=0", "source.batch_messages = 0: expected at least 1"),
+            ("source.csv={delimiter=\"é\"}", "source.csv.delimiter = 'é': expected one ASCII"),
+            ("records.channels=[]", "records.channels = []: expected at least one channel"),
+            ("records.channels=[\"\"]", "records.channels = \"\": expected a text"),
+            ("records.time=\"\"", "records.time = \"\": expected a text"),
+            ("windows.resample=\"0s\"", "windows.resample = 0s: expected at least 1us"),
+            ("windows.length=1", "windows.length = 1: expected at least 2 samples"),
+            ("windows.max_gap=\"0s\"", "windows.max_gap = 0s: expected at least 1us"),
+            ("windows.idle=\"0s\"", "windows.idle = 0s: expected at least 1us"),
+            ("windows.max_keys=0", "windows.max_keys = 0: expected at least 1"),
+            ("pairs.max_distance=0", "pairs.max_distance = 0: expected at least 1"),
+            ("model.hidden=0", "model.hidden = 0: expected at least 1"),
+            ("model.embedding=1", "model.embedding = 1: expected at least 2"),
+            ("model.projection=[]", "model.projection = []: expected at least one width"),
+            ("model.projection=[0, 8]", "model.projection = [0, 8]: expected widths of at least 1"),
+            ("model.momentum=1.0", "model.momentum = 1: expected at least 0 and below 1"),
+            ("model.momentum=nan", "model.momentum = NaN: expected at least 0 and below 1"),
+            ("training.batch=1", "training.batch = 1: expected at least 2"),
+            ("training.every=0", "training.every = 0: expected at least 1"),
+            ("training.learning_rate=0.0", "training.learning_rate = 0: expected above 0"),
+            ("training.clip_norm=inf", "training.clip_norm = inf: expected above 0"),
+            ("training.max_share=0.0", "training.max_share = 0: expected above 0 and at most 1"),
+            ("training.max_share=1.5", "training.max_share = 1.5: expected above 0 and at most 1"),
+            ("sink.parquet={path=\"\"}", "sink.parquet.path = \"\": expected a path"),
+            ("sink.parquet={path=\"o\",roll=\"0B\"}", "sink.parquet.roll = 0B: expected above 0"),
+            ("checkpoint.interval=\"0s\"", "checkpoint.interval = 0s: expected at least 1us"),
+            ("checkpoint.keep=0", "checkpoint.keep = 0: expected at least 1"),
+            ("http.listen=\"8080\"", "http.listen = \"8080\": expected host:port"),
+        ] {
+            let found = conflict(&[line]);
+            assert!(found.starts_with(message), "{line}: {found}");
+        }
+    }
+
+    #[test]
+    fn names_may_not_stand_for_two_things() {
+        assert_eq!(
+            conflict(&["records.channels=[\"a\", \"b\", \"a\"]"]),
+            "records.channels names \"a\" twice"
+        );
+        assert_eq!(
+            conflict(&["records.channels=[\"a\", \"machine\"]"]),
+            "records.key and records.channels both name the field \"machine\""
+        );
+        assert_eq!(
+            conflict(&["records.key=\"ts\""]),
+            "records.time and records.key both name the field \"ts\""
+        );
+        assert_eq!(
+            conflict(&["records.layout=\"long\"", "records.code=\"ts\""]),
+            "records.time and records.code both name the field \"ts\""
+        );
+        assert_eq!(
+            conflict(&["sink.parquet={path=\"out\",partition_by=[\"date\",\"date\"]}"]),
+            "sink.parquet.partition_by names \"date\" twice"
+        );
+    }
+
+    #[test]
+    fn csv_from_kafka_needs_columns_that_hold_every_field() {
+        assert_eq!(
+            conflict(&["source.format=\"csv\""]),
+            "source.format = \"csv\" needs source.csv.columns: a Kafka message has no header line"
+        );
+        assert_eq!(
+            conflict(&[
+                "source.format=\"csv\"",
+                "source.csv={columns=[\"machine\", \"ts\", \"temperature\"]}"
+            ]),
+            "source.csv.columns lacks \"vibration\", which records.channels names"
+        );
+        assert_eq!(
+            conflict(&[
+                "source.format=\"csv\"",
+                "records.layout=\"long\"",
+                "source.csv={columns=[\"machine\", \"ts\", \"code\", \"value\"]}"
+            ]),
+            "none"
+        );
+    }
+
+    #[test]
+    fn files_may_have_columns_that_name_no_field_only_if_they_name_every_field() {
+        let file = "source={kind=\"file\",path=\"d\",csv={columns=[\"ts\"]}}";
+
+        assert_eq!(
+            conflict(&[file, "sink.kafka={brokers=\"b:1\"}"]),
+            "source.csv.columns lacks \"machine\", which records.key names"
+        );
+    }
+
+    #[test]
+    fn parquet_comes_from_files_only() {
+        assert_eq!(
+            conflict(&["source.format=\"parquet\""]),
+            "source.format = \"parquet\" needs source.kind = \"file\", not \"kafka\""
+        );
+    }
+
+    #[test]
+    fn durations_need_a_grid_and_are_no_shorter_than_its_step() {
+        assert_eq!(
+            conflict(&["windows.length=\"30s\""]),
+            "windows.length = 30s is a duration and needs windows.resample, which is not set"
+        );
+        assert_eq!(
+            conflict(&["windows.stride=\"500ms\"", "windows.resample=\"1s\""]),
+            "windows.stride = 500ms is shorter than windows.resample = 1s"
+        );
+        assert_eq!(
+            conflict(&["windows.max_gap=\"1s\"", "windows.resample=\"2s\""]),
+            "windows.max_gap = 1s is shorter than windows.resample = 2s"
+        );
+        assert_eq!(
+            conflict(&["windows.length=\"30s\"", "windows.stride=31", "windows.resample=\"1s\""]),
+            "windows.stride = 31 is longer than windows.length = 30s"
+        );
+    }
+
+    #[test]
+    fn queue_and_pool_must_hold_what_a_step_takes() {
+        assert_eq!(
+            conflict(&["training.batch=128", "model.queue=200"]),
+            "model.queue = 200 does not suit training.batch = 128: expected a multiple of it, or \
+             at least twice as much"
+        );
+        for queue in ["128", "257"] {
+            assert_eq!(conflict(&[&format!("model.queue={queue}")]), "none");
+        }
+        assert_eq!(
+            conflict(&["pairs.pool=64"]),
+            "pairs.pool = 64 is smaller than training.batch = 128"
+        );
+    }
+
+    #[test]
+    fn a_kafka_sink_needs_brokers_from_somewhere() {
+        let generator = "source={kind=\"generator\"}";
+
+        assert_eq!(
+            conflict(&[generator]),
+            "sink.kafka needs sink.kafka.brokers where source.kind is not \"kafka\""
+        );
+        assert_eq!(conflict(&[generator, "sink.kafka.brokers=\"b:9092\""]), "none");
+    }
+
+    #[test]
+    fn outputs_are_legal_topics_apart_from_each_other_and_from_the_inputs() {
+        assert_eq!(
+            conflict(&["source.topics=[\"plant.anomalies\"]"]),
+            "sink.kafka.anomalies = \"plant.anomalies\" is also in source.topics: the pipeline \
+             would read its own output"
+        );
+        assert_eq!(
+            conflict(&["sink.kafka.anomalies=\"plant.embeddings\""]),
+            "sink.kafka.embeddings and sink.kafka.anomalies both write to topic \
+             \"plant.embeddings\""
+        );
+        assert_eq!(
+            conflict(&["sink.kafka.embeddings=\"a/b\""]),
+            "sink.kafka.embeddings = \"a/b\" is no legal topic name: expected up to 249 of \
+             a-z A-Z 0-9 . _ -"
+        );
+        assert_eq!(
+            conflict(&["sink.kafka.embeddings=\"\"", "sink.kafka.anomalies=\"\""]),
+            "none",
+            "an empty name switches an output off"
+        );
+        assert!(conflict(&["sink.kafka.dead_letters=\"\""]).contains("is no legal topic name"));
+    }
+
+    #[test]
+    fn the_generator_has_machines_a_period_and_a_rate() {
+        for (field, message) in [
+            ("machines=0", "source.machines = 0: expected at least 1"),
+            ("period=\"0s\"", "source.period = 0s: expected at least 1us"),
+            ("rate=-1.0", "source.rate = -1: expected a number, 0 or more"),
+            ("rate=nan", "source.rate = NaN: expected a number, 0 or more"),
+        ] {
+            assert_eq!(
+                conflict(&[
+                    &format!("source={{kind=\"generator\",{field}}}"),
+                    "sink.kafka.brokers=\"b:9092\""
+                ]),
+                message
+            );
+        }
+    }
+}
