@@ -5,7 +5,7 @@
 
 mod error;
 mod file;
-mod generator;
+pub mod generator;
 mod kafka;
 
 use std::fmt;

@@ -1,4 +1,0 @@
-//! Generated records.
-
-/// A generated plant as a source.
-pub struct GeneratorSource {}
