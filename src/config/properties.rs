@@ -39,6 +39,15 @@ impl Properties {
         redacted
     }
 
+    /// Takes on the properties of `other`, which win over these.
+    pub fn overlay(&mut self, other: &Self) {
+        for (name, value) in &other.values {
+            self.filled.remove(name);
+            self.values.insert(name.clone(), value.clone());
+        }
+        self.filled.extend(other.filled.iter().cloned());
+    }
+
     /// Notes that the value of `name` came from the environment.
     pub(super) fn mark_filled(&mut self, name: &str) {
         self.filled.insert(name.to_owned());

@@ -230,7 +230,7 @@ fn settings(
             return Err(SinkError::Property { reason });
         }
     };
-    properties.extend(config.properties.clone());
+    properties.overlay(&config.properties);
     let largest_message = LARGEST_MESSAGE.to_string();
     let mut defaults = DEFAULTS.to_vec();
     defaults.push(("message.max.bytes", &largest_message));

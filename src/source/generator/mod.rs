@@ -115,7 +115,7 @@ impl Source for GeneratorSource {
             lane: self.lane.clone(),
             next_offset: self.plant.position() as i64,
             appended_ms: now_ms(),
-            payload: Payload::Decoded(Decoded { records, dead_letters: Vec::new() }),
+            payload: Payload::Decoded(Decoded { records, dead_letters: Vec::new(), skipped: 0 }),
         }))
     }
 
