@@ -68,7 +68,7 @@ struct Ring {
 }
 
 impl KeyWindow {
-    pub fn new(shape: &WindowShape, first_sequence: u64) -> Self {
+    pub fn new(shape: &WindowShape, first_sequence: u64, first_run: u64) -> Self {
         Self {
             newest: None,
             late_streak: 0,
@@ -84,13 +84,18 @@ impl KeyWindow {
             },
             last: None,
             sequence: first_sequence,
-            run: 0,
+            run: first_run,
         }
     }
 
     /// Sequence number of the next segment.
     pub fn next_sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Number of the next run.
+    pub fn next_run(&self) -> u64 {
+        self.run + 1
     }
 
     /// Takes one record.
@@ -104,7 +109,8 @@ impl KeyWindow {
         stats: &mut WindowStats,
     ) {
         let watermark = self.newest.map(|newest| newest.saturating_sub(cut.shape.lateness));
-        if watermark.is_some_and(|watermark| time < watermark) {
+        if watermark.max(self.closed_until(cut.shape)).is_some_and(|final_until| time < final_until)
+        {
             if !self.is_clock_reset(cut.shape.length, time) {
                 stats.late += 1;
                 return;
@@ -131,6 +137,14 @@ impl KeyWindow {
         if let Some(width) = cut.shape.resample {
             self.close_bin(cut, width, newest.saturating_sub(cut.shape.lateness), out);
         }
+    }
+
+    /// The time before which no record can be put in order any more: samples may be final ahead of
+    /// the key's own watermark, by [`KeyWindow::advance`].
+    fn closed_until(&self, shape: &WindowShape) -> Option<i64> {
+        let Some(width) = shape.resample else { return self.last };
+        let open = self.bin.as_ref().map(|bin| bin.start);
+        open.or(self.last.map(|last| last.saturating_add(width)))
     }
 
     /// As many late records in a row as a window holds, themselves in order: not stragglers.

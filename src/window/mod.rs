@@ -42,12 +42,52 @@ impl WindowShape {
             length,
             stride: windows.stride_samples(),
             resample,
-            // On a grid, an unbounded gap would become an unbounded number of missing samples.
-            max_gap: windows
-                .max_gap
-                .map(config::TimeSpan::micros)
-                .or(resample.map(|width| width.saturating_mul(length as i64))),
+            max_gap: match (windows.max_gap.map(config::TimeSpan::micros), resample) {
+                // Neighbours on a grid are one bin apart, however close their records.
+                (Some(max_gap), Some(width)) => Some(max_gap.max(width)),
+                // On a grid, an unbounded gap would become an unbounded number of missing samples.
+                (None, Some(width)) => Some(width.saturating_mul(length as i64)),
+                (max_gap, None) => max_gap,
+            },
             lateness: windows.lateness.micros(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{TimeSpan, WindowLength, Windows};
+
+    #[test]
+    fn durations_become_samples_of_the_grid() {
+        let windows = Windows {
+            length: WindowLength::Duration(TimeSpan::from_secs(30)),
+            stride: WindowLength::Samples(2),
+            resample: Some(TimeSpan::from_secs(5)),
+            max_gap: None,
+            ..Windows::default()
+        };
+        let shape = WindowShape::new(&windows, 3);
+        assert_eq!((shape.channels, shape.length, shape.stride), (3, 6, 2));
+        assert_eq!((shape.resample, shape.lateness), (Some(5_000_000), 5_000_000));
+    }
+
+    #[test]
+    fn a_gap_on_a_grid_is_bounded_and_at_least_one_bin() {
+        let gap = |max_gap: Option<u64>, resample: Option<u64>| {
+            let windows = Windows {
+                length: WindowLength::Samples(4),
+                max_gap: max_gap.map(TimeSpan::from_secs),
+                resample: resample.map(TimeSpan::from_secs),
+                ..Windows::default()
+            };
+            WindowShape::new(&windows, 1).max_gap.map(|micros| micros / 1_000_000)
+        };
+        assert_eq!(gap(None, None), None);
+        assert_eq!(gap(Some(7), None), Some(7));
+        assert_eq!(gap(None, Some(60)), Some(240));
+        assert_eq!(gap(Some(7), Some(60)), Some(60));
+        assert_eq!(gap(Some(90), Some(60)), Some(90));
     }
 }

@@ -41,6 +41,8 @@ pub struct Segmenter {
     /// Sequence number from which a new key counts: beyond those of all evicted keys, so that a
     /// key that comes back never repeats one.
     first_sequence: u64,
+    /// Likewise the number of its first run: segments before and after are not adjacent.
+    first_run: u64,
     /// Newest event time over all keys.
     max_time: Option<i64>,
     #[serde(skip)]
@@ -55,6 +57,7 @@ impl Segmenter {
             shape,
             keys: KeyMap::new(max_keys),
             first_sequence: 0,
+            first_run: 0,
             max_time: None,
             stats: WindowStats::default(),
         }
@@ -155,13 +158,616 @@ impl Segmenter {
 
     /// The slot of `key`, made the most recently seen; a new key may evict the oldest.
     fn slot_of(&mut self, key: &str) -> usize {
-        let Self { keys, shape, first_sequence, stats, .. } = self;
+        let Self { keys, shape, first_sequence, first_run, stats, .. } = self;
         keys.touch(key, |evicted| {
             if let Some(window) = evicted {
                 *first_sequence = (*first_sequence).max(window.next_sequence());
+                *first_run = (*first_run).max(window.next_run());
                 stats.evicted += 1;
             }
-            KeyWindow::new(shape, *first_sequence)
+            KeyWindow::new(shape, *first_sequence, *first_run)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        ArrayRef, Float32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::decode::records_schema;
+
+    /// One channel, windows of 3 samples at every sample, no lateness.
+    fn shape() -> WindowShape {
+        WindowShape {
+            channels: 1,
+            length: 3,
+            stride: 1,
+            resample: None,
+            max_gap: None,
+            lateness: 0,
+        }
+    }
+
+    fn segmenter(shape: &WindowShape) -> Segmenter {
+        Segmenter::new(Lane::new("plant", 0), shape.clone(), 100)
+    }
+
+    /// A record: key, time, offset, values.
+    #[derive(Clone, Debug)]
+    struct Record(&'static str, i64, i64, Vec<f32>);
+
+    fn batch(channels: usize, records: &[Record]) -> RecordBatch {
+        let names: Vec<String> = (0..channels).map(|channel| format!("c{channel}")).collect();
+        let times = records.iter().map(|record| record.1);
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(records.iter().map(|record| record.0))),
+            Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
+            Arc::new(Int64Array::from_iter_values(records.iter().map(|record| record.2))),
+        ];
+        for channel in 0..channels {
+            let values = records.iter().map(|record| record.3[channel]);
+            let observed = values.map(|value| (!value.is_nan()).then_some(value));
+            columns.push(Arc::new(Float32Array::from_iter(observed)));
+        }
+        RecordBatch::try_new(records_schema(&names), columns).unwrap()
+    }
+
+    /// Records of key `m` at `times`; each value is its time, each offset its place.
+    fn at_times(times: &[i64]) -> RecordBatch {
+        let records: Vec<_> = (0..)
+            .zip(times)
+            .map(|(offset, time)| Record("m", *time, offset, vec![*time as f32]))
+            .collect();
+        batch(1, &records)
+    }
+
+    /// The values of every segment, -1 where missing.
+    fn values(segments: &Segments, shape: &WindowShape) -> Vec<Vec<f32>> {
+        let size = shape.channels * shape.length;
+        (0..segments.len())
+            .map(|at| segments.segment(at, size))
+            .map(|segment| segment.iter().map(|v| if v.is_nan() { -1.0 } else { *v }).collect())
+            .collect()
+    }
+
+    fn sequences(segments: &Segments) -> Vec<(&str, u64)> {
+        segments.meta.iter().map(|meta| (&*meta.key, meta.sequence)).collect()
+    }
+
+    #[test]
+    fn segments_of_length_samples_start_every_stride_samples() {
+        let shape = WindowShape { stride: 2, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let segments = segmenter.push(&at_times(&[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
+        assert_eq!(values(&segments, &shape), [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0], [5.0, 6.0, 7.0]]);
+        assert_eq!(sequences(&segments), [("m", 0), ("m", 1), ("m", 2)]);
+        assert_eq!(segments.runs, [0, 0, 0]);
+        let spans: Vec<_> =
+            segments.meta.iter().map(|meta| (meta.window_start, meta.window_end)).collect();
+        assert_eq!(spans, [(1, 3), (3, 5), (5, 7)]);
+    }
+
+    #[test]
+    fn values_are_laid_out_channel_by_channel_with_nan_where_missing() {
+        let shape = WindowShape { channels: 2, ..shape() };
+        let records = [
+            Record("m", 1, 0, vec![1.0, 10.0]),
+            Record("m", 2, 1, vec![f32::NAN, 20.0]),
+            Record("m", 3, 2, vec![3.0, f32::NAN]),
+        ];
+        let segments = segmenter(&shape).push(&batch(2, &records)).unwrap();
+        assert_eq!(values(&segments, &shape), [[1.0, -1.0, 3.0, 10.0, 20.0, -1.0]]);
+    }
+
+    #[test]
+    fn fresh_counts_the_samples_that_no_earlier_segment_held() {
+        for (stride, expected) in [(1, vec![3, 1, 1]), (2, vec![3, 2]), (5, vec![3])] {
+            let shape = WindowShape { stride, ..shape() };
+            let segments = segmenter(&shape).push(&at_times(&[1, 2, 3, 4, 5])).unwrap();
+            assert_eq!(segments.fresh, expected, "stride {stride}");
+        }
+        // Between windows farther apart than they are long, samples belong to none.
+        let shape = WindowShape { stride: 5, ..shape() };
+        let segments = segmenter(&shape).push(&at_times(&[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
+        assert_eq!(segments.fresh, [3, 3]);
+    }
+
+    #[test]
+    fn keys_have_windows_of_their_own() {
+        let records: Vec<_> = (0..8)
+            .map(|n| Record(["m", "n"][n as usize % 2], 10 - n % 2 * 5 + n, n, vec![n as f32]))
+            .collect();
+        let segments = segmenter(&shape()).push(&batch(1, &records)).unwrap();
+        assert_eq!(sequences(&segments), [("m", 0), ("n", 0), ("m", 1), ("n", 1)]);
+        assert_eq!(
+            values(&segments, &shape()),
+            [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0], [2.0, 4.0, 6.0], [3.0, 5.0, 7.0]]
+        );
+    }
+
+    #[test]
+    fn resampling_averages_bins_and_leaves_empty_ones_missing() {
+        let shape = WindowShape { length: 4, resample: Some(10), max_gap: Some(100), ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let mut segments = segmenter.push(&at_times(&[-4, 2, 4, 31, 39])).unwrap();
+        assert!(segments.is_empty());
+        segments.append(&mut segmenter.push(&at_times(&[40])).unwrap());
+        segments.append(&mut segmenter.advance(i64::MAX));
+        // The bins begin at -10, 0, 10, 20, 30 and 40.
+        assert_eq!(
+            values(&segments, &shape),
+            [[-4.0, 3.0, -1.0, -1.0], [3.0, -1.0, -1.0, 35.0], [-1.0, -1.0, 35.0, 40.0]]
+        );
+        assert_eq!(segments.meta[0].window_start, -10);
+    }
+
+    #[test]
+    fn a_window_without_one_observed_value_is_no_segment() {
+        let shape = WindowShape { resample: Some(1), max_gap: Some(100), ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let mut segments = segmenter.push(&at_times(&[1, 2, 3, 8])).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        assert_eq!(
+            values(&segments, &shape),
+            [[1.0, 2.0, 3.0], [2.0, 3.0, -1.0], [3.0, -1.0, -1.0], [-1.0, -1.0, 8.0]]
+        );
+        assert_eq!(sequences(&segments), [("m", 0), ("m", 1), ("m", 2), ("m", 3)]);
+        // The windows that end at 6 and 7 held nothing: their samples are fresh in the next.
+        assert_eq!(segments.fresh, [3, 1, 1, 3]);
+    }
+
+    #[test]
+    fn a_gap_longer_than_max_gap_starts_a_new_run() {
+        let shape = WindowShape { max_gap: Some(10), ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let segments = segmenter.push(&at_times(&[1, 2, 12, 23, 24, 25, 26])).unwrap();
+        assert_eq!(
+            values(&segments, &shape),
+            [[1.0, 2.0, 12.0], [23.0, 24.0, 25.0], [24.0, 25.0, 26.0]]
+        );
+        assert_eq!(segments.runs, [0, 1, 1]);
+        assert_eq!(segments.fresh, [3, 3, 1]);
+        assert_eq!(segmenter.take_stats(), WindowStats { gaps: 1, ..WindowStats::default() });
+    }
+
+    #[test]
+    fn a_gap_on_the_grid_starts_a_new_run_without_missing_samples() {
+        let shape = WindowShape { resample: Some(10), max_gap: Some(30), ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let mut segments = segmenter.push(&at_times(&[0, 10, 20, 60, 70, 80])).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        assert_eq!(values(&segments, &shape), [[0.0, 10.0, 20.0], [60.0, 70.0, 80.0]]);
+        assert_eq!(segments.runs, [0, 1]);
+        assert_eq!(segmenter.take_stats().gaps, 1);
+    }
+
+    #[test]
+    fn records_out_of_order_within_lateness_are_put_in_order() {
+        let shape = WindowShape { lateness: 5, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let segments = segmenter.push(&at_times(&[10, 8, 12, 9, 11, 17])).unwrap();
+        assert_eq!(
+            values(&segments, &shape),
+            [[8.0, 9.0, 10.0], [9.0, 10.0, 11.0], [10.0, 11.0, 12.0]]
+        );
+        assert_eq!(segmenter.take_stats(), WindowStats::default());
+    }
+
+    #[test]
+    fn late_records_are_counted_and_left_out() {
+        let shape = WindowShape { lateness: 5, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let mut segments = segmenter.push(&at_times(&[10, 20, 14, 15, 30])).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        assert_eq!(values(&segments, &shape), [[10.0, 15.0, 20.0], [15.0, 20.0, 30.0]]);
+        assert_eq!(segmenter.take_stats(), WindowStats { late: 1, ..WindowStats::default() });
+        assert_eq!(segmenter.take_stats(), WindowStats::default());
+    }
+
+    #[test]
+    fn a_record_behind_what_advance_made_final_is_late() {
+        let shape = WindowShape { lateness: 100, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        segmenter.push(&at_times(&[10, 20, 30])).unwrap();
+        let first = segmenter.advance(25);
+        assert!(first.is_empty());
+        segmenter.push(&at_times(&[19, 20, 22])).unwrap();
+        let segments = segmenter.advance(i64::MAX);
+        assert_eq!(
+            values(&segments, &shape),
+            [[10.0, 20.0, 20.0], [20.0, 20.0, 22.0], [20.0, 22.0, 30.0]]
+        );
+        assert_eq!(segmenter.take_stats().late, 1);
+    }
+
+    #[test]
+    fn a_record_of_a_bin_that_advance_closed_is_late() {
+        let shape =
+            WindowShape { resample: Some(10), max_gap: Some(100), lateness: 100, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        segmenter.push(&at_times(&[5, 15])).unwrap();
+        segmenter.advance(22);
+        segmenter.push(&at_times(&[18, 3, 21])).unwrap();
+        let segments = segmenter.advance(i64::MAX);
+        assert_eq!(values(&segments, &shape), [[5.0, 15.0, 21.0]]);
+        assert_eq!(segmenter.take_stats().late, 2);
+    }
+
+    #[test]
+    fn a_stream_goes_on_after_its_end_was_declared() {
+        let shape = WindowShape { lateness: 5, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        segmenter.push(&at_times(&[1, 2])).unwrap();
+        assert!(segmenter.advance(i64::MAX).is_empty());
+        segmenter.push(&at_times(&[3])).unwrap();
+        assert_eq!(values(&segmenter.advance(i64::MAX), &shape), [[1.0, 2.0, 3.0]]);
+    }
+
+    #[test]
+    fn a_clock_set_back_for_good_starts_a_new_run() {
+        let shape = WindowShape { lateness: 5, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        let mut segments =
+            segmenter.push(&at_times(&[1000, 1001, 1002, 1, 2, 3, 4, 5, 6])).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        assert_eq!(
+            values(&segments, &shape),
+            [[1000.0, 1001.0, 1002.0], [3.0, 4.0, 5.0], [4.0, 5.0, 6.0]]
+        );
+        assert_eq!(segments.runs, [0, 1, 1]);
+        assert_eq!(sequences(&segments), [("m", 0), ("m", 1), ("m", 2)]);
+        let expected = WindowStats { late: 2, clock_resets: 1, ..WindowStats::default() };
+        assert_eq!(segmenter.take_stats(), expected);
+    }
+
+    #[test]
+    fn stragglers_between_timely_records_are_no_clock_reset() {
+        let mut segmenter = segmenter(&shape());
+        let times: Vec<i64> = (0..10).flat_map(|n| [1000 + n, n]).collect();
+        segmenter.push(&at_times(&times)).unwrap();
+        let stats = segmenter.take_stats();
+        assert_eq!((stats.late, stats.clock_resets), (10, 0));
+    }
+
+    #[test]
+    fn an_evicted_key_that_comes_back_repeats_no_sequence_and_no_run() {
+        let shape = WindowShape { length: 1, ..shape() };
+        let mut segmenter = Segmenter::new(Lane::new("plant", 0), shape, 2);
+        let order = ["a", "a", "b", "a", "c", "b", "a", "a", "c", "b"];
+        let records: Vec<_> =
+            (0..).zip(order).map(|(n, key)| Record(key, n, n, vec![n as f32])).collect();
+        let segments = segmenter.push(&batch(1, &records)).unwrap();
+        assert_eq!(segments.len(), order.len());
+        assert_eq!(segmenter.keys(), 2);
+        // c evicts b, b evicts a, a evicts c, c evicts b, b evicts a.
+        assert_eq!(segmenter.take_stats().evicted, 5);
+        let mut seen = sequences(&segments);
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), order.len());
+        let runs_of_a: Vec<u64> = segments
+            .meta
+            .iter()
+            .zip(&segments.runs)
+            .filter(|(meta, _)| &*meta.key == "a")
+            .map(|(_, run)| *run)
+            .collect();
+        assert_eq!(runs_of_a[..3], [0, 0, 0]);
+        assert!(runs_of_a[3] > 0 && runs_of_a[3] == runs_of_a[4], "{runs_of_a:?}");
+    }
+
+    #[test]
+    fn the_least_recently_seen_key_makes_room() {
+        let mut segmenter = Segmenter::new(Lane::new("plant", 0), shape(), 2);
+        let records: Vec<_> = (0..)
+            .zip(["a", "b", "a", "c", "a"])
+            .map(|(n, key)| Record(key, n, n, vec![n as f32]))
+            .collect();
+        let segments = segmenter.push(&batch(1, &records)).unwrap();
+        assert_eq!(values(&segments, &shape()), [[0.0, 2.0, 4.0]]);
+    }
+
+    #[test]
+    fn offsets_span_the_records_within_the_window() {
+        let shape = WindowShape { lateness: 5, ..shape() };
+        let times_and_offsets = [(10, 100), (12, 101), (11, 102), (13, 103), (14, 104)];
+        let records = times_and_offsets.map(|(time, offset)| Record("m", time, offset, vec![0.0]));
+        let mut segmenter = segmenter(&shape);
+        let mut segments = segmenter.push(&batch(1, &records)).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        let bounds: Vec<_> =
+            segments.meta.iter().map(|meta| (meta.first_offset, meta.last_offset)).collect();
+        assert_eq!(bounds, [(100, 102), (101, 103), (101, 104)]);
+        assert!(segments.meta.iter().all(|meta| meta.lane == Lane::new("plant", 0)));
+    }
+
+    #[test]
+    fn advance_makes_final_what_lies_at_or_before_the_watermark() {
+        let shape = WindowShape { lateness: 1000, ..shape() };
+        let mut segmenter = segmenter(&shape);
+        assert!(segmenter.push(&at_times(&[1, 2, 3, 4])).unwrap().is_empty());
+        assert_eq!(segmenter.watermark(), Some(4 - 1000));
+        assert!(segmenter.advance(2).is_empty());
+        assert_eq!(values(&segmenter.advance(3), &shape), [[1.0, 2.0, 3.0]]);
+        assert_eq!(values(&segmenter.advance(i64::MAX), &shape), [[2.0, 3.0, 4.0]]);
+        assert!(segmenter.advance(i64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_batch_with_other_columns_is_refused() {
+        let wrong = batch(2, &[Record("m", 1, 0, vec![1.0, 2.0])]);
+        let error = segmenter(&shape()).push(&wrong).unwrap_err().to_string();
+        assert!(error.starts_with("plant[0]: expected columns key, time, offset and 1 channels"));
+        let swapped = at_times(&[1]).project(&[0, 2, 1, 3]).unwrap();
+        assert!(segmenter(&shape()).push(&swapped).is_err());
+    }
+
+    /// A segment in a form that can be compared: key, sequence, run, fresh, span, offsets, bits.
+    type Plain = (String, u64, u64, usize, (i64, i64), (i64, i64), Vec<u32>);
+
+    fn plain(segments: &Segments, shape: &WindowShape) -> Vec<Plain> {
+        let size = shape.channels * shape.length;
+        let mut plain: Vec<_> = (0..segments.len())
+            .map(|at| {
+                let meta = &segments.meta[at];
+                (
+                    meta.key.to_string(),
+                    meta.sequence,
+                    segments.runs[at],
+                    segments.fresh[at],
+                    (meta.window_start, meta.window_end),
+                    (meta.first_offset, meta.last_offset),
+                    segments.segment(at, size).iter().map(|value| value.to_bits()).collect(),
+                )
+            })
+            .collect();
+        plain.sort();
+        plain
+    }
+
+    /// A sample of the reference: time, offsets, values.
+    type Sample = (i64, (i64, i64), Vec<f32>);
+
+    /// All segments of `records`, made with the whole stream at hand: leave out the late, sort,
+    /// average on the grid, split on gaps, cut.
+    fn reference(shape: &WindowShape, records: &[Record]) -> (Vec<Plain>, WindowStats) {
+        let mut stats = WindowStats::default();
+        let mut all = Vec::new();
+        for key in ["m", "n"] {
+            let mut sequence = 0;
+            let mut runs = 0..;
+            for kept in between_resets(shape, records.iter().filter(|r| r.0 == key), &mut stats) {
+                let samples = samples_of(shape, &kept);
+                let max_gap = shape.max_gap.unwrap_or(i64::MAX);
+                let spans = samples.chunk_by(|one, other| other.0 - one.0 <= max_gap);
+                stats.gaps += spans.clone().count() as u64 - 1;
+                for (samples, run) in spans.zip(&mut runs) {
+                    cut_run(shape, key, run, samples, &mut sequence, &mut all);
+                }
+            }
+        }
+        all.sort();
+        (all, stats)
+    }
+
+    /// The records of one key that are not late, anew from each point at which its clock was set
+    /// back for good.
+    fn between_resets<'r>(
+        shape: &WindowShape,
+        records: impl Iterator<Item = &'r Record>,
+        stats: &mut WindowStats,
+    ) -> Vec<Vec<&'r Record>> {
+        let mut parts: Vec<Vec<&Record>> = Vec::new();
+        let mut late: Vec<i64> = Vec::new();
+        for record in records {
+            let newest = parts.last().and_then(|part| part.iter().map(|kept| kept.1).max());
+            if newest.is_some_and(|newest| record.1 < newest - shape.lateness) {
+                if late.last().is_some_and(|last| record.1 < *last) {
+                    late.clear();
+                }
+                late.push(record.1);
+                if late.len() < shape.length {
+                    stats.late += 1;
+                    continue;
+                }
+                stats.clock_resets += 1;
+                parts.push(Vec::new());
+            }
+            late.clear();
+            if parts.is_empty() {
+                parts.push(Vec::new());
+            }
+            parts.last_mut().unwrap().push(record);
+        }
+        parts
+    }
+
+    /// The records in order, averaged on the grid.
+    fn samples_of(shape: &WindowShape, kept: &[&Record]) -> Vec<Sample> {
+        let mut kept = kept.to_vec();
+        kept.sort_by_key(|record| record.1);
+        let Some(width) = shape.resample else {
+            return kept.iter().map(|r| (r.1, (r.2, r.2), r.3.clone())).collect();
+        };
+        kept.chunk_by(|one, other| one.1.div_euclid(width) == other.1.div_euclid(width))
+            .map(|bin| {
+                let mean = |channel: usize| {
+                    let values = bin.iter().map(|record| f64::from(record.3[channel]));
+                    let known: Vec<f64> = values.filter(|value| !value.is_nan()).collect();
+                    (known.iter().sum::<f64>() / known.len() as f64) as f32
+                };
+                let offsets = bin.iter().map(|record| record.2);
+                (
+                    bin[0].1.div_euclid(width) * width,
+                    (offsets.clone().min().unwrap(), offsets.max().unwrap()),
+                    (0..shape.channels).map(mean).collect(),
+                )
+            })
+            .collect()
+    }
+
+    /// The windows over the samples of one run, with missing samples for its empty bins.
+    fn cut_run(
+        shape: &WindowShape,
+        key: &str,
+        run: u64,
+        samples: &[Sample],
+        sequence: &mut u64,
+        all: &mut Vec<Plain>,
+    ) {
+        let mut on_grid: Vec<Sample> = Vec::new();
+        for sample in samples {
+            while let (Some(width), Some(last)) = (shape.resample, on_grid.last())
+                && last.0 + width < sample.0
+            {
+                let missing = vec![f32::NAN; shape.channels];
+                on_grid.push((last.0 + width, (sample.1.0, sample.1.0), missing));
+            }
+            on_grid.push(sample.clone());
+        }
+        let mut shown = 0;
+        for start in (0..).step_by(shape.stride) {
+            let end = start + shape.length;
+            let Some(window) = on_grid.get(start..end) else { break };
+            if window.iter().all(|sample| sample.2.iter().all(|value| value.is_nan())) {
+                continue;
+            }
+            let values = (0..shape.channels)
+                .flat_map(|channel| window.iter().map(move |sample| sample.2[channel].to_bits()));
+            all.push((
+                key.to_owned(),
+                *sequence,
+                run,
+                (end - shown).min(shape.length),
+                (window[0].0, window[shape.length - 1].0),
+                (
+                    window.iter().map(|sample| sample.1.0).min().unwrap(),
+                    window.iter().map(|sample| sample.1.1).max().unwrap(),
+                ),
+                values.collect(),
+            ));
+            *sequence += 1;
+            shown = end;
+        }
+    }
+
+    /// Records whose clocks mostly go forward, with stragglers and gaps.
+    fn stream() -> impl Strategy<Value = Vec<Record>> {
+        let value = prop_oneof![3 => (-99..99_i32).prop_map(|v| v as f32), 1 => Just(f32::NAN)];
+        let step = prop_oneof![8 => -3..8_i64, 1 => -40..60_i64];
+        let record = (prop::sample::select(vec!["m", "n"]), step, [value.clone(), value]);
+        prop::collection::vec(record, 0..80).prop_map(|steps| {
+            let mut time = 0;
+            (0..)
+                .zip(steps)
+                .map(|(offset, (key, step, values))| {
+                    time += step;
+                    Record(key, time, offset, values.to_vec())
+                })
+                .collect()
+        })
+    }
+
+    fn shapes() -> impl Strategy<Value = WindowShape> {
+        let resample = prop::option::of(1..12_i64);
+        let parts = (1..6_usize, 1..8_usize, resample, prop::option::of(1..50_i64), 0..12_i64);
+        parts.prop_map(|(length, stride, resample, max_gap, lateness)| {
+            let max_gap = match (resample, max_gap) {
+                (Some(width), max_gap) => Some(max_gap.unwrap_or(20).max(width)),
+                (None, max_gap) => max_gap,
+            };
+            WindowShape { channels: 2, length, stride, resample, max_gap, lateness }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_those_of_the_sorted_whole(
+            shape in shapes(),
+            records in stream(),
+            cuts in prop::collection::vec(0..80_usize, 0..6),
+        ) {
+            let mut segmenter = segmenter(&shape);
+            let mut segments = Segments::default();
+            let mut rest = records.as_slice();
+            for cut in cuts {
+                let (head, tail) = rest.split_at(cut.min(rest.len()));
+                segments.append(&mut segmenter.push(&batch(2, head)).unwrap());
+                // A restart from a checkpoint changes nothing; counts are not part of it.
+                let stats = segmenter.stats;
+                let saved = postcard::to_stdvec(&segmenter).unwrap();
+                segmenter = postcard::from_bytes(&saved).unwrap();
+                segmenter.stats = stats;
+                rest = tail;
+            }
+            segments.append(&mut segmenter.push(&batch(2, rest)).unwrap());
+            segments.append(&mut segmenter.advance(i64::MAX));
+
+            let stats = segmenter.take_stats();
+            let (expected, expected_stats) = reference(&shape, &records);
+            prop_assert_eq!(plain(&segments, &shape), expected);
+            prop_assert_eq!(stats, expected_stats);
+        }
+
+        #[test]
+        fn a_saved_segmenter_goes_on_as_if_it_had_not_been(
+            shape in shapes(),
+            before in stream(),
+            after in stream(),
+            watermark in -50..200_i64,
+            max_keys in 1..3_usize,
+        ) {
+            let mut original = Segmenter::new(Lane::new("plant", 0), shape.clone(), max_keys);
+            original.push(&batch(2, &before)).unwrap();
+            original.advance(watermark);
+            let saved = postcard::to_stdvec(&original).unwrap();
+            let mut restored: Segmenter = postcard::from_bytes(&saved).unwrap();
+            original.take_stats();
+
+            prop_assert_eq!(restored.watermark(), original.watermark());
+            prop_assert_eq!(restored.keys(), original.keys());
+            for step in 0..2 {
+                let (one, other) = match step {
+                    0 => {
+                        let after = batch(2, &after);
+                        (original.push(&after).unwrap(), restored.push(&after).unwrap())
+                    }
+                    _ => (original.advance(i64::MAX), restored.advance(i64::MAX)),
+                };
+                prop_assert_eq!(plain(&one, &shape), plain(&other, &shape));
+            }
+            prop_assert_eq!(restored.take_stats(), original.take_stats());
+        }
+
+        #[test]
+        fn samples_of_a_segment_are_in_time_order_whatever_the_watermark(
+            shape in shapes(),
+            records in stream(),
+            watermarks in prop::collection::vec(-50..200_i64, 80),
+        ) {
+            let mut segmenter = segmenter(&shape);
+            let mut segments = Segments::default();
+            for (record, watermark) in records.iter().zip(watermarks) {
+                segments.append(&mut segmenter.push(&batch(2, std::slice::from_ref(record))).unwrap());
+                segments.append(&mut segmenter.advance(watermark));
+            }
+            segments.append(&mut segmenter.advance(i64::MAX));
+            let mut last_end: FxHashMap<(&str, u64), i64> = FxHashMap::default();
+            for (meta, run) in segments.meta.iter().zip(&segments.runs) {
+                let last = last_end.insert((&meta.key, *run), meta.window_end);
+                prop_assert!(last.is_none_or(|last| last <= meta.window_end), "{:?}", meta);
+            }
+            for meta in &segments.meta {
+                let span = meta.window_end - meta.window_start;
+                match shape.resample {
+                    Some(width) => prop_assert_eq!(span, width * (shape.length as i64 - 1)),
+                    None => prop_assert!(span >= 0),
+                }
+            }
+        }
     }
 }
