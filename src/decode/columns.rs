@@ -396,7 +396,7 @@ pub(crate) struct Rows(pub RecordBatch);
 impl Rows {
     /// (row, reason) of each row that is not a record.
     pub fn faults(&self) -> impl Iterator<Item = (usize, &str)> {
-        let faults = self.from_end(FAULT_FROM_END).as_string::<i32>();
+        let faults = self.column_from_end(FAULT_FROM_END).as_string::<i32>();
         let none = faults.null_count() == faults.len();
         let rows = if none { 0 } else { faults.len() };
         (0..rows).filter(|row| faults.is_valid(*row)).map(|row| (row, faults.value(row)))
@@ -404,13 +404,13 @@ impl Rows {
 
     /// Which rows are records.
     pub fn kept(&self) -> &BooleanArray {
-        self.from_end(KEPT_FROM_END).as_boolean()
+        self.column_from_end(KEPT_FROM_END).as_boolean()
     }
 
     /// How many rows belong to a channel that nobody asked for.
     pub fn skipped(&self) -> u64 {
         let kept = self.kept();
-        let faults = self.from_end(FAULT_FROM_END);
+        let faults = self.column_from_end(FAULT_FROM_END);
         let fault_count = faults.len() - faults.null_count();
         (kept.false_count() - fault_count) as u64
     }
@@ -420,7 +420,7 @@ impl Rows {
         self.0.column(KEY_COLUMN).as_string().clone()
     }
 
-    fn from_end(&self, columns: usize) -> &ArrayRef {
+    fn column_from_end(&self, columns: usize) -> &ArrayRef {
         self.0.column(self.0.num_columns() - columns)
     }
 

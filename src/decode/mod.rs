@@ -90,7 +90,7 @@ pub struct Decoder {
 
 enum FormatDecoder {
     Json(json::Json),
-    Csv(csv::Csv),
+    Csv(Box<csv::Csv>),
 }
 
 /// Why messages could not be decoded together.
@@ -113,7 +113,7 @@ impl Decoder {
         let rules = Arc::new(RowRules::new(records)?);
         let format = match format {
             Format::Json => FormatDecoder::Json(json::Json::new(Arc::clone(&rules))),
-            Format::Csv => FormatDecoder::Csv(csv::Csv::new(Arc::clone(&rules), csv)?),
+            Format::Csv => FormatDecoder::Csv(Box::new(csv::Csv::new(Arc::clone(&rules), csv)?)),
             Format::Parquet => return Err(DecodeError::Format),
         };
         Ok(Self { rules, format })
