@@ -12,11 +12,20 @@ const LONGEST_TOPIC: usize = 249;
 /// Longest name of a pipeline: a topic's, less the longest default ending.
 const LONGEST_NAME: usize = LONGEST_TOPIC - ".dead-letters".len();
 
+// Beyond these, memory would run out long before the first record; a typing error does not get
+// that far.
+const LONGEST_WINDOW: usize = 1 << 16;
+const WIDEST: usize = 1 << 14;
+const LARGEST_BATCH: usize = 1 << 16;
+const LARGEST_MEMORY: usize = 1 << 24;
+const MOST_MACHINES: usize = 1_000_000;
+const UNBOUNDED: usize = usize::MAX;
+
 /// Values of a pipeline file that cannot stand, alone or beside each other.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Conflict {
     #[error("{key} = {value}: expected {expected}")]
-    OutOfRange { key: &'static str, value: String, expected: &'static str },
+    OutOfRange { key: &'static str, value: String, expected: String },
     #[error("{key} names {name:?} twice")]
     Twice { key: &'static str, name: String },
     #[error("{first} and {second} both name the field {name:?}")]
@@ -77,13 +86,14 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     check_source(&pipeline.source, &pipeline.records)?;
     check_records(&pipeline.records)?;
     check_windows(&pipeline.windows)?;
-    at_least("pairs.max_distance", pipeline.pairs.max_distance, 1, "at least 1")?;
+    within("pairs.max_distance", pipeline.pairs.max_distance, 1, UNBOUNDED)?;
+    within("pairs.pool", pipeline.pairs.pool, 1, LARGEST_MEMORY)?;
     check_model(&pipeline.model)?;
     check_training(&pipeline.training)?;
     check_memories(pipeline)?;
     check_sinks(pipeline)?;
     positive("checkpoint.interval", pipeline.checkpoint.interval)?;
-    at_least("checkpoint.keep", pipeline.checkpoint.keep, 1, "at least 1")?;
+    within("checkpoint.keep", pipeline.checkpoint.keep, 1, UNBOUNDED)?;
     if let Some(store) = &pipeline.checkpoint.store {
         not_empty_path("checkpoint.store", store)?;
     }
@@ -91,10 +101,9 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
 }
 
 fn check_name(name: &str) -> Result<(), Conflict> {
-    ensure(is_topic_name(name) && name.len() <= LONGEST_NAME, || Conflict::OutOfRange {
-        key: "name",
-        value: format!("{name:?}"),
-        expected: "up to 236 of a-z A-Z 0-9 . _ -, for it begins the names of topics",
+    ensure(is_topic_name(name) && name.len() <= LONGEST_NAME, || {
+        let expected = "up to 236 of a-z A-Z 0-9 . _ -, for it begins the names of topics";
+        out_of_range("name", format!("{name:?}"), expected)
     })
 }
 
@@ -112,7 +121,7 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
             if let Some(group) = &kafka.group {
                 not_empty("source.group", group)?;
             }
-            at_least("source.batch_messages", kafka.batch_messages, 1, "at least 1")?;
+            within("source.batch_messages", kafka.batch_messages, 1, UNBOUNDED)?;
             check_csv(&kafka.csv)?;
             match kafka.format {
                 Format::Json => Ok(()),
@@ -123,7 +132,7 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
         }
         Source::File(file) => {
             not_empty_path("source.path", &file.path)?;
-            at_least("source.batch_rows", file.batch_rows, 1, "at least 1")?;
+            within("source.batch_rows", file.batch_rows, 1, UNBOUNDED)?;
             check_csv(&file.csv)?;
             let may_be_csv = matches!(file.format, None | Some(Format::Csv));
             if may_be_csv && !file.csv.columns.is_empty() {
@@ -132,7 +141,7 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
             Ok(())
         }
         Source::Generator(generator) => {
-            at_least("source.machines", generator.machines, 1, "at least 1")?;
+            within("source.machines", generator.machines, 1, MOST_MACHINES)?;
             positive("source.period", generator.period)?;
             ensure(generator.rate.is_finite() && generator.rate >= 0.0, || {
                 out_of_range("source.rate", generator.rate, "a number, 0 or more")
@@ -209,11 +218,13 @@ fn check_windows(windows: &Windows) -> Result<(), Conflict> {
             ensure(value >= resample, || Conflict::ShorterThanResample { key, value, resample })?;
         }
     }
-    ensure(windows.length_samples() >= 2, || {
-        out_of_range("windows.length", windows.length, "at least 2 samples")
+    let samples = windows.length_samples();
+    ensure((2..=LONGEST_WINDOW).contains(&samples), || {
+        out_of_range("windows.length", windows.length, format!("2 to {LONGEST_WINDOW} samples"))
     })?;
-    ensure(windows.stride_samples() <= windows.length_samples(), || {
-        Conflict::StrideBeyondLength { stride: windows.stride, length: windows.length }
+    ensure(windows.stride_samples() <= samples, || Conflict::StrideBeyondLength {
+        stride: windows.stride,
+        length: windows.length,
     })?;
     if let Some(value) = windows.max_gap {
         let key = "windows.max_gap";
@@ -224,28 +235,28 @@ fn check_windows(windows: &Windows) -> Result<(), Conflict> {
         }
     }
     positive("windows.idle", windows.idle)?;
-    at_least("windows.max_keys", windows.max_keys, 1, "at least 1")
+    within("windows.max_keys", windows.max_keys, 1, UNBOUNDED)
 }
 
 fn check_model(model: &Model) -> Result<(), Conflict> {
-    at_least("model.hidden", model.hidden, 1, "at least 1")?;
-    at_least("model.embedding", model.embedding, 2, "at least 2")?;
+    within("model.hidden", model.hidden, 1, WIDEST)?;
+    within("model.embedding", model.embedding, 2, WIDEST)?;
     ensure(model.projection.last().is_some_and(|width| *width >= 2), || {
         let value = format!("{:?}", model.projection);
         out_of_range("model.projection", value, "at least one width, the last of at least 2")
     })?;
-    ensure(!model.projection.contains(&0), || {
-        let value = format!("{:?}", model.projection);
-        out_of_range("model.projection", value, "widths of at least 1")
-    })?;
+    for width in &model.projection {
+        within("model.projection", *width, 1, WIDEST)?;
+    }
+    within("model.queue", model.queue, 1, LARGEST_MEMORY)?;
     ensure((0.0..1.0).contains(&model.momentum), || {
         out_of_range("model.momentum", model.momentum, "at least 0 and below 1")
     })
 }
 
 fn check_training(training: &Training) -> Result<(), Conflict> {
-    at_least("training.batch", training.batch, 2, "at least 2")?;
-    at_least("training.every", training.every, 1, "at least 1")?;
+    within("training.batch", training.batch, 2, LARGEST_BATCH)?;
+    within("training.every", training.every, 1, UNBOUNDED)?;
     for (key, value) in [
         ("training.learning_rate", training.learning_rate),
         ("training.clip_norm", training.clip_norm),
@@ -327,17 +338,13 @@ fn ensure(holds: bool, conflict: impl FnOnce() -> Conflict) -> Result<(), Confli
     if holds { Ok(()) } else { Err(conflict()) }
 }
 
-fn out_of_range(key: &'static str, value: impl ToString, expected: &'static str) -> Conflict {
-    Conflict::OutOfRange { key, value: value.to_string(), expected }
+fn out_of_range(key: &'static str, value: impl ToString, expected: impl Into<String>) -> Conflict {
+    Conflict::OutOfRange { key, value: value.to_string(), expected: expected.into() }
 }
 
-fn at_least(
-    key: &'static str,
-    value: usize,
-    least: usize,
-    expected: &'static str,
-) -> Result<(), Conflict> {
-    ensure(value >= least, || out_of_range(key, value, expected))
+fn within(key: &'static str, value: usize, least: usize, most: usize) -> Result<(), Conflict> {
+    ensure(value >= least, || out_of_range(key, value, format!("at least {least}")))?;
+    ensure(value <= most, || out_of_range(key, value, format!("at most {most}")))
 }
 
 fn positive(key: &'static str, value: TimeSpan) -> Result<(), Conflict> {
@@ -438,7 +445,8 @@ mod tests {
             ("records.channels=[\"\"]", "records.channels = \"\": expected a text"),
             ("records.time=\"\"", "records.time = \"\": expected a text"),
             ("windows.resample=\"0s\"", "windows.resample = 0s: expected at least 1us"),
-            ("windows.length=1", "windows.length = 1: expected at least 2 samples"),
+            ("windows.length=1", "windows.length = 1: expected 2 to 65536 samples"),
+            ("windows.length=65537", "windows.length = 65537: expected 2 to 65536 samples"),
             ("windows.max_gap=\"0s\"", "windows.max_gap = 0s: expected at least 1us"),
             ("windows.idle=\"0s\"", "windows.idle = 0s: expected at least 1us"),
             ("windows.max_keys=0", "windows.max_keys = 0: expected at least 1"),
@@ -446,7 +454,11 @@ mod tests {
             ("model.hidden=0", "model.hidden = 0: expected at least 1"),
             ("model.embedding=1", "model.embedding = 1: expected at least 2"),
             ("model.projection=[]", "model.projection = []: expected at least one width"),
-            ("model.projection=[0, 8]", "model.projection = [0, 8]: expected widths of at least 1"),
+            ("model.projection=[0, 8]", "model.projection = 0: expected at least 1"),
+            ("model.hidden=100000", "model.hidden = 100000: expected at most 16384"),
+            ("model.queue=99999999", "model.queue = 99999999: expected at most 16777216"),
+            ("pairs.pool=99999999", "pairs.pool = 99999999: expected at most 16777216"),
+            ("training.batch=99999", "training.batch = 99999: expected at most 65536"),
             ("model.momentum=1.0", "model.momentum = 1: expected at least 0 and below 1"),
             ("model.momentum=nan", "model.momentum = NaN: expected at least 0 and below 1"),
             ("training.batch=1", "training.batch = 1: expected at least 2"),

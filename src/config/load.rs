@@ -126,7 +126,10 @@ impl Pipeline {
 /// As TOML, every key written out, secrets hidden.
 impl fmt::Display for Pipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&toml::to_string(&self.redacted()).map_err(|_| fmt::Error)?)
+        match toml::to_string(&self.redacted()) {
+            Ok(text) => f.write_str(&text),
+            Err(error) => write!(f, "# not to be written as TOML: {error}"),
+        }
     }
 }
 
@@ -144,14 +147,12 @@ fn read(
 ) -> Result<Pipeline, ConfigError> {
     let mut root = tree::parse(text, file)
         .map_err(|error| ConfigError::Syntax { place: error.place, reason: error.reason })?;
-    for keys in PROPERTIES {
-        if let Some(properties) = root.table_mut(keys) {
-            *properties = flat(std::mem::take(properties));
-        }
-    }
+    flatten_properties(&mut root);
     for text in overrides {
         apply_override(&mut root, text)?;
     }
+    // What the overrides brought is flattened too.
+    flatten_properties(&mut root);
     let mut filled = Vec::new();
     fill(&mut root, "", environment, &mut filled)?;
 
@@ -164,6 +165,14 @@ fn read(
         conflict,
     })?;
     Ok(pipeline)
+}
+
+fn flatten_properties(root: &mut Node) {
+    for keys in PROPERTIES {
+        if let Some(properties) = root.table_mut(keys) {
+            *properties = flat(std::mem::take(properties));
+        }
+    }
 }
 
 /// `ssl.ca.location = "x"` is a table in a table to TOML, and one property to librdkafka, whose
@@ -196,19 +205,12 @@ fn apply_override(root: &mut Node, text: &str) -> Result<(), ConfigError> {
         return Err(refuse(format!("{path:?} is not a key such as windows.stride")));
     }
     let place = Place::Override(text.into());
-    let mut value = tree::parse_value(value.trim(), &place);
+    let value = tree::parse_value(value.trim(), &place);
 
     let properties =
         PROPERTIES.iter().find(|table| keys.starts_with(table)).map(|table| table.len());
     let (tables, name) = match properties {
-        Some(depth) if keys.len() > depth => {
-            let table = flat(Table::from([(keys[depth..].join("."), value)]));
-            let Some((name, node)) = table.into_iter().next() else {
-                return Err(refuse("expected a text".to_owned()));
-            };
-            value = node;
-            (&keys[..depth], name)
-        }
+        Some(depth) if keys.len() > depth => (&keys[..depth], keys[depth..].join(".")),
         _ => (&keys[..keys.len() - 1], keys[keys.len() - 1].to_owned()),
     };
     let mut node = root;

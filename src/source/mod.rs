@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use error::SourceError;
 pub use file::FileSource;
-pub use generator::GeneratorSource;
+pub use generator::{Fault, FaultKind, GeneratorSource, Plant};
 pub use kafka::KafkaSource;
 
 use crate::decode::Decoded;
