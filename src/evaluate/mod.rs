@@ -1,1 +1,10 @@
 //! Labelled recordings: prequential scores and the measures they are judged by.
+
+mod error;
+pub mod layout;
+pub mod measures;
+mod report;
+
+pub use error::EvaluateError;
+pub use layout::Layout;
+pub use report::{Judged, Nab, Report};
