@@ -41,8 +41,12 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 ///
 /// Rows become visible at [`ParquetSink::flush`] and not before: until then they are in memory or
 /// in files under `_staging`, where no reader of `*.parquet` looks and which readers that follow
-/// Hive's conventions pass over. After an error the sink must not be used further; dropping it
-/// deletes what was not flushed.
+/// Hive's conventions pass over. After an error the sink takes and flushes nothing more; dropping
+/// it deletes what was not flushed.
+///
+/// The columns are the same however the files are partitioned: `key` is in the file and in the
+/// folder's name. Readers that guess types from folders' names see numbers in keys that are all
+/// digits; pyarrow then needs `partitioning=None`.
 pub struct ParquetSink {
     pipeline: Arc<str>,
     channels: Vec<String>,
@@ -57,6 +61,8 @@ pub struct ParquetSink {
     files: FxHashMap<Partition, OpenFile>,
     writes: u64,
     dead_letters: DeadLetters,
+    /// Rows were lost to an error: a flush must not claim that they are durable.
+    failed: bool,
 }
 
 /// What rows of one file have in common; `None` where it is not partitioned by.
@@ -103,6 +109,7 @@ impl ParquetSink {
             files: FxHashMap::default(),
             writes: 0,
             dead_letters: DeadLetters::new(config.roll.0),
+            failed: false,
         })
     }
 
@@ -111,6 +118,46 @@ impl ParquetSink {
     /// # Errors
     /// If a file cannot be written, or `outputs` has not one score and one embedding per segment.
     pub fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.write_rows(outputs))
+    }
+
+    /// Takes a message that a stage could not.
+    ///
+    /// # Errors
+    /// If its file cannot be written.
+    pub fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.dead_letters.write(letter, &mut sink.staging))
+    }
+
+    /// Makes all that was taken durable and visible: finishes every file, syncs it, renames it to
+    /// its final name and syncs the folders.
+    ///
+    /// # Errors
+    /// If any of that fails, or an earlier call did; what was flushed before stays.
+    pub fn flush(&mut self) -> Result<(), SinkError> {
+        self.unless_failed(|sink| {
+            for (_, file) in sink.files.drain() {
+                sink.staging.keep(file.finish()?);
+            }
+            sink.dead_letters.finish(&mut sink.staging)?;
+            sink.staging.publish()
+        })
+    }
+
+    fn unless_failed(
+        &mut self,
+        operation: impl FnOnce(&mut Self) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        if self.failed {
+            let reason = "an earlier error lost rows that were not flushed";
+            return Err(failed(self.staging.root(), reason));
+        }
+        let result = operation(self);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn write_rows(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
         let segments = outputs.segments.len();
         if outputs.scores.len() != segments || outputs.embeddings.len() != segments * self.embedding
         {
@@ -143,27 +190,6 @@ impl ParquetSink {
             }
         }
         self.bound_memory()
-    }
-
-    /// Takes a message that a stage could not.
-    ///
-    /// # Errors
-    /// If its file cannot be written.
-    pub fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
-        self.dead_letters.write(letter, &mut self.staging)
-    }
-
-    /// Makes all that was taken durable and visible: finishes every file, syncs it, renames it to
-    /// its final name and syncs the folders.
-    ///
-    /// # Errors
-    /// If any of that fails; what was flushed before stays.
-    pub fn flush(&mut self) -> Result<(), SinkError> {
-        for (_, file) in self.files.drain() {
-            self.staging.keep(file.finish()?);
-        }
-        self.dead_letters.finish(&mut self.staging)?;
-        self.staging.publish()
     }
 
     fn partition(&self, segment: &SegmentMeta) -> Partition {
@@ -726,6 +752,10 @@ mod tests {
         let error = sink.flush().unwrap_err();
         assert!(matches!(&error, SinkError::File { path, .. } if *path == blocked), "{error}");
 
+        // Nor does a later flush claim the lost row.
+        fs::remove_file(&blocked).unwrap();
+        assert!(sink.flush().is_err());
+        assert!(sink.write(&output("press-4", 2, 0)).is_err());
         drop(sink);
         let names: Vec<_> =
             files(folder.path()).into_iter().filter(|name| name.ends_with(".parquet")).collect();

@@ -25,12 +25,10 @@ pub(super) struct Staging {
     root: PathBuf,
     folder: PathBuf,
     token: String,
-    /// Dropped last: what is unlocked is free for others to delete.
+    /// Held as long as the folder is ours: what is unlocked is free for others to delete.
     _lock: File,
     created: u64,
     kept: Vec<Staged>,
-    /// Folders with renamed files that are not synced yet.
-    unsynced: BTreeSet<PathBuf>,
 }
 
 /// A file under its staging name.
@@ -51,21 +49,16 @@ impl Staging {
     /// Makes the folders; deletes staging folders whose processes are dead.
     pub(super) fn open(root: &Path) -> Result<Self, SinkError> {
         let all = root.join(STAGING);
-        fs::create_dir_all(root).map_err(failed_at(root))?;
-        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            sync_folder(parent)?;
+        if !root.is_dir() {
+            fs::create_dir_all(root).map_err(failed_at(root))?;
+            match root.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent)?,
+                _ => sync_folder(Path::new("."))?,
+            }
         }
         remove_leftovers(&all)?;
         let (folder, token, lock) = claim_folder(&all)?;
-        Ok(Self {
-            root: root.to_owned(),
-            folder,
-            token,
-            _lock: lock,
-            created: 0,
-            kept: Vec::new(),
-            unsynced: BTreeSet::new(),
-        })
+        Ok(Self { root: root.to_owned(), folder, token, _lock: lock, created: 0, kept: Vec::new() })
     }
 
     /// The folder of results.
@@ -101,20 +94,16 @@ impl Staging {
 
     /// Renames all kept files to their final names and syncs the folders.
     pub(super) fn publish(&mut self) -> Result<(), SinkError> {
-        while let Some(staged) = self.kept.last() {
+        let mut changed = BTreeSet::new();
+        for staged in self.kept.drain(..) {
             if let Some(folder) = staged.target.parent() {
                 fs::create_dir_all(folder).map_err(failed_at(folder))?;
                 let below_root = folder.ancestors().take_while(|at| at.starts_with(&self.root));
-                self.unsynced.extend(below_root.map(Path::to_owned));
+                changed.extend(below_root.map(Path::to_owned));
             }
             fs::rename(&staged.path, &staged.target).map_err(failed_at(&staged.target))?;
-            self.kept.pop();
         }
-        for folder in &self.unsynced {
-            sync_folder(folder)?;
-        }
-        self.unsynced.clear();
-        Ok(())
+        changed.iter().try_for_each(|folder| sync_folder(folder))
     }
 }
 
