@@ -1,1 +1,36 @@
 //! One commit point for positions, windows, model and calibration.
+//!
+//! A [`Checkpoint`] is all that a pipeline needs to go on where it was. A [`Store`] keeps the last
+//! few as files: magic, format version, length, body, CRC-32. A file appears under its name only
+//! once it is whole and on disk, and one that does not verify is never used.
+
+mod store;
+
+use serde::{Deserialize, Serialize};
+
+pub use store::{CheckpointError, Store};
+
+use crate::source::Lane;
+
+/// The state of a pipeline between two records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Names it, in the order of time: microseconds since the epoch and the process's number.
+    pub id: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// Per lane, the offset at which reading resumes.
+    pub positions: Vec<(Lane, i64)>,
+    /// Per lane, its open windows: a [`crate::window::Segmenter`].
+    pub windows: Vec<(Lane, Vec<u8>)>,
+    /// Learner and scorer: a [`crate::runtime::Core`].
+    pub core: Vec<u8>,
+}
+
+impl Checkpoint {
+    /// A new id, larger than every earlier one of this process.
+    pub fn new_id() -> String {
+        let now = chrono::Utc::now().timestamp_micros();
+        format!("{now:020}-{:08x}", std::process::id())
+    }
+}

@@ -1,1 +1,195 @@
-//! Threads, bounded channels, epochs and shutdown: everything that the stages need not know.
+//! Threads, bounded channels, epochs and shutdown: all that the stages need not know.
+//!
+//! ```text
+//! source thread ──▶ workers (decode, windows; one per lane) ──▶ learner thread ──▶ sinks' thread
+//!       └──────────── order of batches, commits ────────────────────▲
+//! ```
+//!
+//! The source's thread gives each batch to the worker of its lane, and a place in the learner's
+//! queue: workers run side by side, yet the learner sees batches in the source's order, so a run
+//! can be repeated bit for bit. Every queue is bounded; a full one holds back the one before it,
+//! down to the source, which is paused.
+//!
+//! A commit travels the same way as the records before it: the workers add their windows, the
+//! learner its state, and the sinks' thread makes first the results durable, then the checkpoint,
+//! then the positions.
+
+mod core;
+mod deliver;
+mod feed;
+mod ingest;
+mod learn;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize};
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
+
+pub use self::core::{Core, Effort};
+pub use self::ingest::IngestError;
+pub use self::status::Status;
+
+use self::deliver::Deliver;
+use self::feed::Feed;
+use self::ingest::Worker;
+use self::learn::Learn;
+use crate::checkpoint::{Checkpoint, CheckpointError, Store};
+use crate::config;
+use crate::decode::DecodeError;
+use crate::sink::{Outputs, Sink, SinkError};
+use crate::source::{FileSource, GeneratorSource, KafkaSource, Source, SourceError};
+
+/// Batches that may wait for the learner.
+const QUEUE: usize = 16;
+/// Results, of one batch of segments each, that may wait for the sinks.
+const DELIVERIES: usize = 64;
+/// Most workers; lanes share them.
+const WORKERS: usize = 8;
+
+/// Why a service ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("source: {0}")]
+    Source(#[from] SourceError),
+    #[error("decode: {0}")]
+    Decode(#[from] DecodeError),
+    #[error("window: {0}")]
+    Ingest(#[from] IngestError),
+    #[error("sink: {0}")]
+    Sink(#[from] SinkError),
+    #[error("checkpoint: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    /// Another thread ended first: its error is the reason.
+    #[error("a stage ended early")]
+    Ended,
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What a service did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Records decoded.
+    pub records: u64,
+    /// Records behind their key's watermark.
+    pub late_records: u64,
+    /// Messages that could not be taken.
+    pub dead_letters: u64,
+    /// Segments scored.
+    pub segments: u64,
+    /// Alerts begun.
+    pub alerts: u64,
+    /// Training steps behind the model.
+    pub steps: u64,
+}
+
+impl Summary {
+    fn count(&mut self, outputs: &Outputs) {
+        self.segments += outputs.segments.len() as u64;
+        let begun = outputs.scores.iter().zip(&outputs.segments);
+        self.alerts += begun.filter(|(score, segment)| score.begins_alert(segment)).count() as u64;
+    }
+}
+
+/// The source of a pipeline, and the checkpoint that it goes on from where it keeps no positions
+/// of its own.
+///
+/// # Errors
+/// If the source cannot be opened, or the store not be read.
+pub fn open_source(
+    pipeline: &config::Pipeline,
+    store: Option<&Store>,
+) -> Result<(Box<dyn Source>, Option<Checkpoint>), RuntimeError> {
+    let kafka = matches!(pipeline.source, config::Source::Kafka(_));
+    let resumed = match store {
+        Some(store) if !kafka => store.latest()?,
+        _ => None,
+    };
+    let positions =
+        resumed.iter().flat_map(|checkpoint| checkpoint.positions.iter().cloned()).collect();
+    let source: Box<dyn Source> = match &pipeline.source {
+        config::Source::Kafka(kafka) => Box::new(KafkaSource::connect(kafka, &pipeline.group())?),
+        config::Source::File(file) => {
+            Box::new(FileSource::open(file, &pipeline.records, &positions)?)
+        }
+        config::Source::Generator(generator) => {
+            let position = positions.values().next().copied().unwrap_or(0);
+            Box::new(GeneratorSource::new(generator, &pipeline.records.channels, position))
+        }
+    };
+    Ok((source, resumed))
+}
+
+/// Runs a pipeline until its source ends or `status` is told to stop; either way, everything that
+/// was read is then committed.
+///
+/// # Errors
+/// The first failure of any stage. What was committed before it stays; the rest is read again by
+/// the next run.
+pub fn run(
+    pipeline: &config::Pipeline,
+    source: Box<dyn Source>,
+    sinks: Vec<Box<dyn Sink>>,
+    (store, resumed): (Option<&Store>, Option<Checkpoint>),
+    status: &Status,
+) -> Result<Summary, RuntimeError> {
+    let committer = source.committer();
+    let watermark = Arc::new(AtomicI64::new(i64::MIN));
+    let backlog = AtomicUsize::new(0);
+    let (to_learner, from_feed) = sync_channel(QUEUE);
+    let (to_sinks, from_learner) = sync_channel(DELIVERIES);
+
+    let outcomes = thread::scope(|scope| -> Result<_, RuntimeError> {
+        let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
+        let mut workers = Vec::new();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        for number in 0..cores.min(WORKERS) {
+            let (sender, receiver) = channel();
+            let worker = Worker::new(pipeline, Arc::clone(&watermark))?;
+            spawn(&format!("ingest-{number}"))
+                .spawn_scoped(scope, move || worker.run(receiver))
+                .map_err(RuntimeError::Thread)?;
+            workers.push(sender);
+        }
+        let deliver = Deliver { sinks, committer, store };
+        let deliver = spawn("sinks")
+            .spawn_scoped(scope, move || deliver.run(from_learner))
+            .map_err(RuntimeError::Thread)?;
+        let learn = Learn::new(pipeline, store, to_sinks, &backlog);
+        let learn = spawn("learner")
+            .spawn_scoped(scope, move || learn.run(from_feed))
+            .map_err(RuntimeError::Thread)?;
+        let feed =
+            Feed::new(pipeline, source, workers, (to_learner, &backlog), (store, resumed), status);
+        let feed = spawn("source")
+            .spawn_scoped(scope, move || feed.run())
+            .map_err(RuntimeError::Thread)?;
+        let panicked = |name: &str| -> ! { panic!("the {name} thread panicked") };
+        let fed = feed.join().unwrap_or_else(|_| panicked("source"));
+        let learned = learn.join().unwrap_or_else(|_| panicked("learner"));
+        let delivered = deliver.join().unwrap_or_else(|_| panicked("sinks"));
+        Ok((fed, learned, delivered))
+    })?;
+
+    status.set_ready(false);
+    let (fed, learned, delivered) = outcomes;
+    // A stage that fails ends those before it, which then only know that it ended: the reason is
+    // the last one's.
+    let mut summary = Err(RuntimeError::Ended);
+    let mut reason = RuntimeError::Ended;
+    for outcome in [fed.map(|()| None), learned.map(Some), delivered.map(|()| None)] {
+        match outcome {
+            Ok(Some(found)) => summary = Ok(found),
+            Ok(None) | Err(RuntimeError::Ended) => {}
+            Err(error) => reason = error,
+        }
+    }
+    match (reason, summary) {
+        (RuntimeError::Ended, Ok(summary)) => Ok(summary),
+        (reason, _) => {
+            status.fail(&reason.to_string());
+            Err(reason)
+        }
+    }
+}

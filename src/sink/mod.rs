@@ -10,6 +10,7 @@ pub use error::SinkError;
 pub use kafka::KafkaSink;
 pub use parquet::ParquetSink;
 
+use crate::decode::DeadLetter;
 use crate::source::Lane;
 
 /// Coordinates of one segment; (pipeline, key, sequence) is unique.
@@ -54,6 +55,14 @@ pub struct Score {
     pub warm: bool,
 }
 
+impl Score {
+    /// Whether `segment`, whose score this is, is the first of its alert.
+    pub fn begins_alert(&self, segment: &SegmentMeta) -> bool {
+        let begins = |id: &String| id.ends_with(&format!("#{}", segment.sequence));
+        self.alert_id.as_ref().is_some_and(begins)
+    }
+}
+
 /// Results for a batch of segments, in the order the learner took them.
 #[derive(Clone, Debug, Default)]
 pub struct Outputs {
@@ -63,4 +72,25 @@ pub struct Outputs {
     pub scores: Vec<Score>,
     /// Training steps behind the model that made these.
     pub model_version: u64,
+}
+
+/// Somewhere results go. A sink belongs to one thread.
+pub trait Sink: Send {
+    /// Takes results. They are durable only after [`Sink::flush`].
+    ///
+    /// # Errors
+    /// If these or earlier results cannot be delivered.
+    fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError>;
+
+    /// Takes a message that could not be taken itself.
+    ///
+    /// # Errors
+    /// If this or earlier results cannot be delivered.
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError>;
+
+    /// Returns once everything taken so far is durable.
+    ///
+    /// # Errors
+    /// If something taken so far cannot be delivered.
+    fn flush(&mut self) -> Result<(), SinkError>;
 }

@@ -177,6 +177,10 @@ mod tests {
     };
     use proptest::prelude::*;
 
+    use std::sync::Arc;
+
+    use rustc_hash::FxHashMap;
+
     use super::*;
     use crate::decode::records_schema;
 

@@ -1,0 +1,267 @@
+//! Checkpoints as files of a folder.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::Checkpoint;
+use crate::config;
+
+/// First bytes of every checkpoint.
+const MAGIC: &[u8; 8] = b"CSTREAM\n";
+/// Version of the format. A program reads its own version and refuses others by name.
+const FORMAT: u32 = 1;
+/// Magic, format version and length of the body.
+const HEADER: usize = MAGIC.len() + 4 + 8;
+const SUFFIX: &str = ".checkpoint";
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The folder or a file in it failed.
+    #[error("{path}: {reason}")]
+    File { path: PathBuf, reason: std::io::Error },
+    /// A file that does not verify.
+    #[error("{path}: corrupt checkpoint: {reason}")]
+    Corrupt { path: PathBuf, reason: String },
+    /// A file of another version of the format.
+    #[error("{path}: checkpoint of format {found}, this program reads format {FORMAT}")]
+    Format { path: PathBuf, found: u32 },
+    /// The source's committed position names a checkpoint that is not here.
+    #[error(
+        "{path}: not there, though {lane} was committed with it: restore the folder, or reset the \
+         group's offsets to begin anew"
+    )]
+    Missing { path: PathBuf, lane: String },
+    /// State that cannot be turned into bytes or back.
+    #[error("{what}: {reason}")]
+    State { what: String, reason: String },
+}
+
+/// A folder of checkpoints.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Store {
+    /// Opens the folder of `[checkpoint]`, creating it if need be; `None` where it names none.
+    ///
+    /// # Errors
+    /// If the folder cannot be created.
+    pub fn open(config: &config::Checkpoint) -> Result<Option<Self>, CheckpointError> {
+        let Some(folder) = config.store.clone() else { return Ok(None) };
+        fs::create_dir_all(&folder).map_err(failed(&folder))?;
+        Ok(Some(Self { folder, keep: config.keep.max(1) }))
+    }
+
+    /// Writes a checkpoint; on return it is on disk. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// If it cannot be written: a full disk, a lack of rights.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<usize, CheckpointError> {
+        let body = postcard::to_stdvec(checkpoint).map_err(|error| CheckpointError::State {
+            what: format!("checkpoint {}", checkpoint.id),
+            reason: error.to_string(),
+        })?;
+        let mut bytes = Vec::with_capacity(HEADER + body.len() + 4);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+
+        let path = self.path(&checkpoint.id);
+        let unfinished = path.with_extension("unfinished");
+        let mut file = File::create(&unfinished).map_err(failed(&unfinished))?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed(&unfinished))?;
+        fs::rename(&unfinished, &path).map_err(failed(&path))?;
+        // The name itself must survive a power cut too.
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed(&path))?;
+        Ok(bytes.len())
+    }
+
+    /// Reads the checkpoint `id`, which `lane` was committed with.
+    ///
+    /// # Errors
+    /// If it is not there, does not verify, or has another format.
+    pub fn load(&self, id: &str, lane: &str) -> Result<Checkpoint, CheckpointError> {
+        let path = self.path(id);
+        if !path.exists() {
+            return Err(CheckpointError::Missing { path, lane: lane.to_owned() });
+        }
+        read(&path)
+    }
+
+    /// The newest checkpoint that verifies: for sources that keep no positions themselves. One
+    /// that does not verify is passed over with a warning, for positions go back with the state.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or a checkpoint has another format.
+    pub fn latest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
+        for path in self.paths()?.iter().rev() {
+            match read(path) {
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error @ CheckpointError::Corrupt { .. }) => {
+                    tracing::warn!(%error, "going back to the checkpoint before");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Drops all but the newest few checkpoints, once a newer one is committed.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file not be removed.
+    pub fn prune(&self) -> Result<(), CheckpointError> {
+        let paths = self.paths()?;
+        for path in &paths[..paths.len().saturating_sub(self.keep)] {
+            fs::remove_file(path).map_err(failed(path))?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}{SUFFIX}"))
+    }
+
+    /// All checkpoints, the oldest first.
+    fn paths(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed(&self.folder))? {
+            let path = entry.map_err(failed(&self.folder))?.path();
+            if path.to_string_lossy().ends_with(SUFFIX) {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        Ok(paths)
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |reason| CheckpointError::File { path, reason }
+}
+
+fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let bytes = fs::read(path).map_err(failed(path))?;
+    let corrupt = |reason: &str| CheckpointError::Corrupt {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let (header, rest) =
+        bytes.split_at_checked(HEADER).ok_or_else(|| corrupt("shorter than its header"))?;
+    let (body, sum) = rest
+        .split_at_checked(rest.len().wrapping_sub(4))
+        .ok_or_else(|| corrupt("no room for its checksum"))?;
+    if header[..MAGIC.len()] != *MAGIC {
+        return Err(corrupt("not a checkpoint"));
+    }
+    if crc32fast::hash(&bytes[..bytes.len() - 4]).to_le_bytes() != *sum {
+        return Err(corrupt("its checksum does not match"));
+    }
+    let format = header[MAGIC.len()..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+    match format {
+        Some(FORMAT) => {}
+        found => {
+            let found = found.unwrap_or_default();
+            return Err(CheckpointError::Format { path: path.to_owned(), found });
+        }
+    }
+    if header[MAGIC.len() + 4..] != (body.len() as u64).to_le_bytes() {
+        return Err(corrupt("its length does not match"));
+    }
+    postcard::from_bytes(body).map_err(|error| corrupt(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Lane;
+
+    fn store(folder: &Path, keep: usize) -> Store {
+        let config = config::Checkpoint {
+            store: Some(folder.join("state")),
+            keep,
+            ..config::Checkpoint::default()
+        };
+        Store::open(&config).expect("a folder can be made").expect("a folder is named")
+    }
+
+    fn checkpoint(id: &str) -> Checkpoint {
+        Checkpoint {
+            id: id.to_owned(),
+            pipeline: "plant".to_owned(),
+            positions: vec![(Lane::new("sensors", 3), 42)],
+            windows: vec![(Lane::new("sensors", 3), vec![1, 2, 3])],
+            core: vec![9; 100],
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_what_is_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 3);
+        let saved = checkpoint("1");
+        store.save(&saved).expect("saved");
+        assert_eq!(store.load("1", "sensors[3]").expect("loaded"), saved);
+        assert_eq!(store.latest().expect("found"), Some(saved));
+    }
+
+    #[test]
+    fn every_flipped_byte_and_every_truncation_is_detected() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 3);
+        store.save(&checkpoint("1")).expect("saved");
+        let path = store.path("1");
+        let whole = fs::read(&path).expect("readable");
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            fs::write(&path, flipped).expect("writable");
+            assert!(store.load("1", "").is_err(), "byte {at}");
+            fs::write(&path, &whole[..at]).expect("writable");
+            assert!(store.load("1", "").is_err(), "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn a_corrupt_latest_falls_back_to_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 3);
+        store.save(&checkpoint("1")).expect("saved");
+        store.save(&checkpoint("2")).expect("saved");
+        fs::write(store.path("2"), b"CSTREAM\nrubbish").expect("writable");
+        assert_eq!(store.latest().expect("found").map(|found| found.id), Some("1".to_owned()));
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 2);
+        for id in ["1", "2", "3", "4"] {
+            store.save(&checkpoint(id)).expect("saved");
+            store.prune().expect("pruned");
+        }
+        assert_eq!(store.paths().expect("listed").len(), 2);
+        let error = store.load("2", "sensors[3]").expect_err("pruned");
+        assert!(error.to_string().contains("sensors[3] was committed with it"), "{error}");
+    }
+
+    #[test]
+    fn another_format_is_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 2);
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&7_u32.to_le_bytes());
+        bytes.extend_from_slice(&0_u64.to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        fs::write(store.path("1"), bytes).expect("writable");
+        let error = store.latest().expect_err("refused").to_string();
+        assert!(error.contains("format 7, this program reads format 1"), "{error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! The sinks' thread: writes results, and makes epochs durable.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+use super::RuntimeError;
+use crate::checkpoint::{Checkpoint, Store};
+use crate::decode::DeadLetter;
+use crate::sink::{Outputs, Sink};
+use crate::source::{self, Lane};
+use crate::telemetry;
+
+/// What the sinks' thread gets, in the order in which it came about.
+pub enum Delivery {
+    /// Results of some segments.
+    Outputs(Outputs),
+    /// What could not be taken.
+    DeadLetters(Vec<DeadLetter>),
+    /// All results of a batch are in; its newest message was appended then, milliseconds since
+    /// the epoch.
+    BatchEnd(i64),
+    /// All results of an epoch are in.
+    Commit(Epoch),
+}
+
+/// An epoch to be made durable.
+pub struct Epoch {
+    pub positions: Vec<(Lane, i64)>,
+    /// What to save, where there is a store.
+    pub checkpoint: Option<Checkpoint>,
+    pub done: Sender<()>,
+}
+
+/// The sinks' side of the service.
+pub struct Deliver<'a> {
+    pub sinks: Vec<Box<dyn Sink>>,
+    pub committer: Option<Box<dyn source::Commit>>,
+    pub store: Option<&'a Store>,
+}
+
+impl Deliver<'_> {
+    /// Delivers until nothing can come any more.
+    pub fn run(mut self, deliveries: Receiver<Delivery>) -> Result<(), RuntimeError> {
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Outputs(outputs) => {
+                    for sink in &mut self.sinks {
+                        sink.write(&outputs)?;
+                    }
+                    let count = outputs.segments.len() as u64;
+                    metrics::counter!(telemetry::SINK_SEGMENTS).increment(count);
+                }
+                Delivery::DeadLetters(letters) => {
+                    for letter in &letters {
+                        tracing::debug!(
+                            lane = %letter.lane, offset = letter.offset, stage = letter.stage,
+                            reason = letter.reason, "dead letter"
+                        );
+                        for sink in &mut self.sinks {
+                            sink.dead_letter(letter)?;
+                        }
+                    }
+                    let count = letters.len() as u64;
+                    metrics::counter!(telemetry::SINK_DEAD_LETTERS).increment(count);
+                }
+                Delivery::BatchEnd(appended_ms) => {
+                    let latency = chrono::Utc::now().timestamp_millis() - appended_ms;
+                    metrics::histogram!(telemetry::SINK_LATENCY).record(latency as f64 / 1e3);
+                }
+                Delivery::Commit(epoch) => self.commit(epoch)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Outputs first, then the state, then the positions: a crash in between repeats work, and
+    /// never skips any.
+    fn commit(&mut self, epoch: Epoch) -> Result<(), RuntimeError> {
+        let began = Instant::now();
+        for sink in &mut self.sinks {
+            sink.flush()?;
+        }
+        let mut id = String::new();
+        if let (Some(store), Some(checkpoint)) = (self.store, &epoch.checkpoint) {
+            let bytes = store.save(checkpoint)?;
+            metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
+            id.clone_from(&checkpoint.id);
+        }
+        if let Some(committer) = &self.committer {
+            committer.commit(&epoch.positions, &id)?;
+        }
+        if let Some(store) = self.store {
+            store.prune()?;
+        }
+        metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
+        metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
+        // Whoever asked may be gone: nobody waits for a periodic commit at the end.
+        let _ = epoch.done.send(());
+        Ok(())
+    }
+}

@@ -1,0 +1,331 @@
+//! The source's thread: hands batches to the workers, keeps their order for the learner, asks for
+//! commits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{BuildHasher, BuildHasherDefault};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHasher;
+
+use super::ingest::{Answer, Task, load_windows};
+use super::{RuntimeError, Status};
+use crate::checkpoint::{Checkpoint, CheckpointError, Store};
+use crate::config;
+use crate::source::{Assignment, Event, Lane, Source, SourceBatch};
+use crate::telemetry;
+use crate::window::WindowShape;
+
+/// What the learner's thread gets, in the order in which the source gave it.
+pub enum Ordered {
+    /// A batch that a worker is busy with.
+    Work(Receiver<Answer>),
+    /// The model and calibration of a checkpoint, to go on with.
+    Restore(Vec<u8>),
+    /// Everything before this is to be made durable.
+    Commit(Commit),
+}
+
+/// An epoch's end.
+pub struct Commit {
+    /// Per lane, the offset at which reading resumes.
+    pub positions: Vec<(Lane, i64)>,
+    /// From each worker, its lanes' windows as of here.
+    pub windows: Vec<SavedWindows>,
+    /// Told once it is durable.
+    pub done: Sender<()>,
+}
+
+/// The windows of a worker's lanes, to come.
+pub type SavedWindows = Receiver<Result<Vec<(Lane, Vec<u8>)>, CheckpointError>>;
+
+/// Longest wait for the source before flags and clocks are looked at again.
+const POLL: Duration = Duration::from_millis(50);
+/// Pause before a full learner is tried again.
+const FULL: Duration = Duration::from_millis(1);
+/// A jam that lasts this long pauses the source, which makes librdkafka forget what it fetched
+/// ahead; a shorter one is waited out.
+const JAM: Duration = Duration::from_secs(1);
+/// Longest pause between two tries of a source that failed for now.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// The source's side of the service.
+pub struct Feed<'a> {
+    pipeline: &'a config::Pipeline,
+    source: Box<dyn Source>,
+    workers: Vec<Sender<Task>>,
+    learner: SyncSender<Ordered>,
+    /// Batches that wait for the learner.
+    backlog: &'a AtomicUsize,
+    store: Option<&'a Store>,
+    /// The checkpoint that a source without positions of its own goes on from.
+    resumed: Option<Checkpoint>,
+    status: &'a Status,
+    shape: WindowShape,
+    lanes: BTreeMap<Lane, LaneState>,
+    /// Batches that found the learner full, and since when.
+    held: VecDeque<SourceBatch>,
+    jammed: Option<Instant>,
+    paused: bool,
+    /// Whether the model is this process's own by now.
+    restored: bool,
+    /// Whether anything happened since the last commit was asked for, when that was, and whether
+    /// it is still under way.
+    changed: bool,
+    asked: Instant,
+    committing: Option<Receiver<()>>,
+}
+
+/// A lane that this process owns.
+struct LaneState {
+    /// Where reading resumes once everything handed on so far is committed.
+    next_offset: Option<i64>,
+    last_batch: Instant,
+    idle: bool,
+}
+
+impl<'a> Feed<'a> {
+    pub fn new(
+        pipeline: &'a config::Pipeline,
+        source: Box<dyn Source>,
+        workers: Vec<Sender<Task>>,
+        (learner, backlog): (SyncSender<Ordered>, &'a AtomicUsize),
+        (store, resumed): (Option<&'a Store>, Option<Checkpoint>),
+        status: &'a Status,
+    ) -> Self {
+        Self {
+            shape: WindowShape::new(&pipeline.windows, pipeline.records.channels.len()),
+            pipeline,
+            source,
+            workers,
+            learner,
+            backlog,
+            store,
+            resumed,
+            status,
+            lanes: BTreeMap::new(),
+            held: VecDeque::new(),
+            jammed: None,
+            paused: false,
+            restored: false,
+            changed: false,
+            asked: Instant::now(),
+            committing: None,
+        }
+    }
+
+    /// Feeds until the source ends or the service is told to stop, then commits a last time.
+    pub fn run(mut self) -> Result<(), RuntimeError> {
+        let mut backoff = POLL;
+        while !self.status.is_stopping() {
+            if !self.hand_on_held()? {
+                std::thread::sleep(FULL);
+                continue;
+            }
+            let wait = if self.paused { FULL } else { POLL };
+            match self.source.poll(wait) {
+                Ok(Event::End) => {
+                    self.finish()?;
+                    break;
+                }
+                Ok(event) => {
+                    backoff = POLL;
+                    self.take(event)?;
+                }
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, retry_in = ?backoff, "source failed, trying again");
+                    std::thread::sleep(backoff);
+                    backoff = (2 * backoff).min(LONGEST_BACKOFF);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if self.held.is_empty() {
+                self.advance_idle_lanes()?;
+                self.commit_in_time()?;
+            }
+        }
+        self.status.set_ready(false);
+        if self.changed { self.commit() } else { Ok(()) }
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), RuntimeError> {
+        match event {
+            Event::Batch(batch) => self.held.push_back(batch),
+            Event::Assigned(assignments) => {
+                for assignment in assignments {
+                    self.take_over(assignment)?;
+                }
+                self.status.set_ready(true);
+            }
+            Event::Revoked(revoked) => {
+                // What was done for these lanes is committed before another may take over; what
+                // was not even begun is the other's.
+                self.held.retain(|batch| !revoked.contains(&batch.lane));
+                self.commit()?;
+                for lane in revoked {
+                    self.worker(&lane).send(Task::Close(lane.clone())).map_err(ended)?;
+                    self.lanes.remove(&lane);
+                }
+                self.source.release()?;
+            }
+            Event::Idle | Event::End => {}
+        }
+        metrics::gauge!(telemetry::SOURCE_LANES).set(self.lanes.len() as f64);
+        Ok(())
+    }
+
+    /// Opens a lane with the windows that it was committed with, and once, the model.
+    fn take_over(&mut self, assignment: Assignment) -> Result<(), RuntimeError> {
+        let lane = assignment.lane;
+        let id = assignment.committed.map(|(_, metadata)| metadata).filter(|id| !id.is_empty());
+        let checkpoint = match (id, self.store) {
+            (Some(id), Some(store)) => Some(store.load(&id, &lane.to_string())?),
+            _ => self.resumed.clone(),
+        };
+        let mut windows = None;
+        if let Some(checkpoint) = checkpoint {
+            let saved = checkpoint.windows.iter().find(|(saved, _)| *saved == lane);
+            windows = saved
+                .map(|(lane, bytes)| load_windows(lane, bytes, &self.shape).map(Box::new))
+                .transpose()?;
+            if !self.restored {
+                tracing::info!(checkpoint = checkpoint.id, "going on from a checkpoint");
+                self.learner.send(Ordered::Restore(checkpoint.core)).map_err(ended)?;
+            }
+        }
+        // From here on the model is ahead of any that a later assignment could bring.
+        self.restored = true;
+        self.worker(&lane).send(Task::Open(lane.clone(), windows)).map_err(ended)?;
+        let state = LaneState { next_offset: None, last_batch: Instant::now(), idle: false };
+        self.lanes.insert(lane, state);
+        Ok(())
+    }
+
+    /// Hands on what is held. `false` while the learner is full, but not for so long that the
+    /// source must be looked after in between.
+    fn hand_on_held(&mut self) -> Result<bool, RuntimeError> {
+        while let Some(batch) = self.held.pop_front() {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            match self.learner.try_send(Ordered::Work(receiver)) {
+                Ok(()) => _ = self.backlog.fetch_add(1, Ordering::Relaxed),
+                Err(TrySendError::Disconnected(_)) => return Err(RuntimeError::Ended),
+                Err(TrySendError::Full(_)) => {
+                    self.held.push_front(batch);
+                    let since = *self.jammed.get_or_insert_with(Instant::now);
+                    if since.elapsed() < JAM {
+                        return Ok(false);
+                    }
+                    // A consumer group takes silence for death: paused, but polled.
+                    if !std::mem::replace(&mut self.paused, true) {
+                        metrics::counter!(telemetry::SOURCE_PAUSES).increment(1);
+                        self.source.pause(true)?;
+                    }
+                    return Ok(true);
+                }
+            }
+            if let Some(lane) = self.lanes.get_mut(&batch.lane) {
+                lane.next_offset = Some(batch.next_offset);
+                lane.last_batch = Instant::now();
+                lane.idle = false;
+            }
+            self.changed = true;
+            self.worker(&batch.lane).send(Task::Batch(batch, sender)).map_err(ended)?;
+        }
+        self.jammed = None;
+        if std::mem::take(&mut self.paused) {
+            self.source.pause(false)?;
+        }
+        Ok(true)
+    }
+
+    /// Ends the stream of every lane.
+    fn finish(&mut self) -> Result<(), RuntimeError> {
+        while !self.held.is_empty() {
+            if !self.hand_on_held()? || self.paused {
+                std::thread::sleep(FULL);
+            }
+        }
+        for lane in self.lanes.keys() {
+            self.ask(|answer| Task::Finish(lane.clone(), answer), lane)?;
+        }
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Lets the windows of lanes that have been silent for long follow the others'.
+    fn advance_idle_lanes(&mut self) -> Result<(), RuntimeError> {
+        let idle = self.pipeline.windows.idle.0;
+        let mut silent = Vec::new();
+        for (lane, state) in &mut self.lanes {
+            if !state.idle && state.last_batch.elapsed() >= idle {
+                state.idle = true;
+                silent.push(lane.clone());
+            }
+        }
+        for lane in silent {
+            self.changed = true;
+            self.ask(|answer| Task::Idle(lane.clone(), answer), &lane)?;
+        }
+        Ok(())
+    }
+
+    fn ask(
+        &self,
+        task: impl FnOnce(Sender<Answer>) -> Task,
+        lane: &Lane,
+    ) -> Result<(), RuntimeError> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.worker(lane).send(task(sender)).map_err(ended)?;
+        self.backlog.fetch_add(1, Ordering::Relaxed);
+        self.learner.send(Ordered::Work(receiver)).map_err(ended)
+    }
+
+    /// Asks for a commit where one is due. One at a time: a slow store is not asked for more.
+    fn commit_in_time(&mut self) -> Result<(), RuntimeError> {
+        if self.committing.as_ref().is_some_and(|done| done.try_recv().is_ok()) {
+            self.committing = None;
+        }
+        let due = self.asked.elapsed() >= self.pipeline.checkpoint.interval.0;
+        if self.changed && due && self.committing.is_none() {
+            self.committing = Some(self.request_commit()?);
+        }
+        Ok(())
+    }
+
+    /// Asks for a commit and waits until it is durable.
+    fn commit(&mut self) -> Result<(), RuntimeError> {
+        self.request_commit()?.recv().map_err(ended)
+    }
+
+    fn request_commit(&mut self) -> Result<Receiver<()>, RuntimeError> {
+        let mut windows = Vec::new();
+        if self.store.is_some() {
+            for worker in &self.workers {
+                let (sender, receiver) = std::sync::mpsc::channel();
+                worker.send(Task::Save(sender)).map_err(ended)?;
+                windows.push(receiver);
+            }
+        }
+        let positions = self
+            .lanes
+            .iter()
+            .filter_map(|(lane, state)| state.next_offset.map(|next| (lane.clone(), next)))
+            .collect();
+        let (done, receiver) = std::sync::mpsc::channel();
+        self.learner.send(Ordered::Commit(Commit { positions, windows, done })).map_err(ended)?;
+        (self.changed, self.asked) = (false, Instant::now());
+        Ok(receiver)
+    }
+
+    /// The worker that serves a lane: always the same one, so that its order holds.
+    fn worker(&self, lane: &Lane) -> &Sender<Task> {
+        let hash = BuildHasherDefault::<FxHasher>::default().hash_one(lane);
+        &self.workers[(hash % self.workers.len() as u64) as usize]
+    }
+}
+
+/// A thread behind is gone; its own error says why.
+fn ended<T>(_: T) -> RuntimeError {
+    RuntimeError::Ended
+}

@@ -1,0 +1,203 @@
+//! Decoding and windowing of the lanes that one worker serves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+
+use crate::checkpoint::CheckpointError;
+use crate::config;
+use crate::decode::{DeadLetter, DecodeError, Decoded, Decoder};
+use crate::source::{Lane, Payload, SourceBatch};
+use crate::window::{Segmenter, Segments, WindowError, WindowShape, WindowStats};
+
+/// Work for the worker of a lane, in the lane's order.
+pub enum Task {
+    /// A lane is taken over, with its windows where a checkpoint has them.
+    Open(Lane, Option<Box<Segmenter>>),
+    /// A lane is let go.
+    Close(Lane),
+    /// Records.
+    Batch(SourceBatch, Sender<Answer>),
+    /// A lane has been silent for a while: its windows follow the others'.
+    Idle(Lane, Sender<Answer>),
+    /// The stream of a lane is over.
+    Finish(Lane, Sender<Answer>),
+    /// The windows of all lanes, for a checkpoint.
+    Save(Sender<Result<Vec<(Lane, Vec<u8>)>, CheckpointError>>),
+}
+
+/// What a worker says to a task.
+pub type Answer = Result<Ingested, IngestError>;
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Ingested {
+    pub segments: Segments,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Records decoded.
+    pub records: u64,
+    /// Bytes of the messages.
+    pub bytes: u64,
+    /// Long rows whose code is no channel.
+    pub skipped: u64,
+    pub windows: WindowStats,
+    /// Keys that the lane holds.
+    pub keys: usize,
+    /// The lane, and its watermark, microseconds since the epoch.
+    pub watermark: Option<(Lane, i64)>,
+    /// Append time of the newest message, milliseconds since the epoch.
+    pub appended_ms: Option<i64>,
+}
+
+/// A batch that no worker could take: a defect, not bad input.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    #[error("{0}: records of a lane that was not taken over")]
+    Unknown(Lane),
+}
+
+/// Serves tasks until their sender is gone.
+pub struct Worker {
+    decoder: Decoder,
+    shape: WindowShape,
+    max_keys: usize,
+    lanes: HashMap<Lane, Segmenter>,
+    /// Newest watermark of all workers' lanes, microseconds since the epoch.
+    watermark: Arc<AtomicI64>,
+}
+
+impl Worker {
+    /// A worker without lanes.
+    ///
+    /// # Errors
+    /// If the records that the pipeline file describes cannot be decoded.
+    pub fn new(
+        pipeline: &config::Pipeline,
+        watermark: Arc<AtomicI64>,
+    ) -> Result<Self, DecodeError> {
+        let (format, csv) = match &pipeline.source {
+            config::Source::Kafka(kafka) => (kafka.format, kafka.csv.clone()),
+            // These decode for themselves.
+            config::Source::File(_) | config::Source::Generator(_) => {
+                (config::Format::Json, config::Csv::default())
+            }
+        };
+        Ok(Self {
+            decoder: Decoder::new(&pipeline.records, format, &csv)?,
+            shape: WindowShape::new(&pipeline.windows, pipeline.records.channels.len()),
+            max_keys: pipeline.windows.max_keys,
+            lanes: HashMap::new(),
+            watermark,
+        })
+    }
+
+    /// Works until no task can come any more.
+    pub fn run(mut self, tasks: Receiver<Task>) {
+        for task in tasks {
+            // Whoever asked and went away wants no answer.
+            match task {
+                Task::Open(lane, windows) => self.open(lane, windows),
+                Task::Close(lane) => drop(self.lanes.remove(&lane)),
+                Task::Batch(batch, answer) => drop(answer.send(self.ingest(batch))),
+                Task::Idle(lane, answer) => {
+                    let watermark = self.watermark.load(Ordering::Relaxed);
+                    drop(answer.send(self.advance(lane, watermark)));
+                }
+                Task::Finish(lane, answer) => drop(answer.send(self.advance(lane, i64::MAX))),
+                Task::Save(answer) => drop(answer.send(self.save())),
+            }
+        }
+    }
+
+    fn open(&mut self, lane: Lane, windows: Option<Box<Segmenter>>) {
+        let segmenter = windows.map_or_else(
+            || Segmenter::new(lane.clone(), self.shape.clone(), self.max_keys),
+            |segmenter| *segmenter,
+        );
+        self.lanes.insert(lane, segmenter);
+    }
+
+    fn ingest(&mut self, batch: SourceBatch) -> Answer {
+        let SourceBatch { lane, appended_ms, payload, .. } = batch;
+        let bytes = match &payload {
+            Payload::Messages(messages) => messages.byte_len() as u64,
+            Payload::Decoded(decoded) => decoded.records.get_array_memory_size() as u64,
+        };
+        let Decoded { records, dead_letters, skipped } = match payload {
+            Payload::Messages(messages) => self.decoder.decode(&lane, &messages),
+            Payload::Decoded(decoded) => decoded,
+        };
+        let segmenter =
+            self.lanes.get_mut(&lane).ok_or_else(|| IngestError::Unknown(lane.clone()))?;
+        let segments = segmenter.push(&records)?;
+        let rows = records.num_rows() as u64;
+        let ingested = Ingested {
+            dead_letters,
+            records: rows,
+            bytes,
+            skipped,
+            appended_ms,
+            ..describe(segmenter, segments)
+        };
+        if let Some((_, watermark)) = &ingested.watermark {
+            self.watermark.fetch_max(*watermark, Ordering::Relaxed);
+        }
+        Ok(ingested)
+    }
+
+    fn advance(&mut self, lane: Lane, watermark: i64) -> Answer {
+        let segmenter =
+            self.lanes.get_mut(&lane).ok_or_else(|| IngestError::Unknown(lane.clone()))?;
+        let segments = segmenter.advance(watermark);
+        Ok(describe(segmenter, segments))
+    }
+
+    fn save(&self) -> Result<Vec<(Lane, Vec<u8>)>, CheckpointError> {
+        self.lanes
+            .iter()
+            .map(|(lane, segmenter)| {
+                let bytes =
+                    postcard::to_stdvec(segmenter).map_err(|error| CheckpointError::State {
+                        what: format!("windows of {lane}"),
+                        reason: error.to_string(),
+                    })?;
+                Ok((lane.clone(), bytes))
+            })
+            .collect()
+    }
+}
+
+fn describe(segmenter: &mut Segmenter, segments: Segments) -> Ingested {
+    Ingested {
+        segments,
+        windows: segmenter.take_stats(),
+        keys: segmenter.keys(),
+        watermark: segmenter.watermark().map(|watermark| (segmenter.lane().clone(), watermark)),
+        ..Ingested::default()
+    }
+}
+
+/// The windows of a lane from a checkpoint's bytes, if they are cut as `shape` says.
+///
+/// # Errors
+/// If the bytes are not windows, or were cut to another shape.
+pub fn load_windows(
+    lane: &Lane,
+    bytes: &[u8],
+    shape: &WindowShape,
+) -> Result<Segmenter, CheckpointError> {
+    let failed =
+        |reason: String| CheckpointError::State { what: format!("windows of {lane}"), reason };
+    let segmenter: Segmenter =
+        postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+    if segmenter.shape() != shape {
+        return Err(failed(format!(
+            "saved as {:?}, the pipeline file says {shape:?}: [windows] or records.channels changed",
+            segmenter.shape()
+        )));
+    }
+    Ok(segmenter)
+}

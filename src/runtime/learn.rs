@@ -1,0 +1,171 @@
+//! The learner's thread: takes the workers' segments, in the source's order, through the [`Core`].
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use super::core::{Core, Effort};
+use super::deliver::{Delivery, Epoch};
+use super::feed::{Commit, Ordered};
+use super::ingest::Ingested;
+use super::{QUEUE, RuntimeError, Summary};
+use crate::checkpoint::{Checkpoint, Store};
+use crate::config;
+use crate::sink::Outputs;
+use crate::telemetry;
+
+/// The learner's side of the service.
+pub struct Learn<'a> {
+    pipeline: &'a config::Pipeline,
+    core: Core,
+    store: Option<&'a Store>,
+    deliveries: SyncSender<Delivery>,
+    /// Batches that wait for the learner.
+    backlog: &'a AtomicUsize,
+    /// Recent share of the time that learning took.
+    share: f64,
+    summary: Summary,
+}
+
+/// Weight of the last batch in the recent share of learning.
+const RECENT: f64 = 0.1;
+
+impl<'a> Learn<'a> {
+    pub fn new(
+        pipeline: &'a config::Pipeline,
+        store: Option<&'a Store>,
+        deliveries: SyncSender<Delivery>,
+        backlog: &'a AtomicUsize,
+    ) -> Self {
+        let core = Core::new(pipeline);
+        Self { pipeline, core, store, deliveries, backlog, share: 0.0, summary: Summary::default() }
+    }
+
+    /// Works until nothing can come any more.
+    pub fn run(mut self, ordered: Receiver<Ordered>) -> Result<Summary, RuntimeError> {
+        for work in ordered {
+            match work {
+                Ordered::Work(answer) => {
+                    let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
+                    metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
+                    let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
+                    self.process(ingested, waiting + 1 >= QUEUE)?;
+                }
+                Ordered::Restore(core) => self.core = Core::load(&core, self.pipeline)?,
+                Ordered::Commit(commit) => self.commit(commit)?,
+            }
+        }
+        Ok(self.summary)
+    }
+
+    fn process(&mut self, ingested: Ingested, lagging: bool) -> Result<(), RuntimeError> {
+        record_ingested(&ingested);
+        self.summary.records += ingested.records;
+        self.summary.late_records += ingested.windows.late;
+        self.summary.dead_letters += ingested.dead_letters.len() as u64;
+        if !ingested.dead_letters.is_empty() {
+            let letters = Delivery::DeadLetters(ingested.dead_letters);
+            self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)?;
+        }
+        let (share, most) = (self.share, f64::from(self.pipeline.training.max_share));
+        let may_train = |_: Effort| !lagging || share <= most;
+        let Self { core, deliveries, summary, .. } = self;
+        let mut delivered = Ok(());
+        let skipped = core.learner().skipped_steps();
+        let version = core.learner().version();
+        let effort = core.process(&ingested.segments, may_train, |outputs| {
+            summary.count(&outputs);
+            record_outputs(&outputs);
+            if delivered.is_ok() {
+                let outputs = Delivery::Outputs(outputs);
+                delivered = deliveries.send(outputs).map_err(|_| RuntimeError::Ended);
+            }
+        });
+        delivered?;
+        if !ingested.segments.is_empty() {
+            let (scoring, learning) = (effort.scoring.as_secs_f64(), effort.learning.as_secs_f64());
+            metrics::histogram!(telemetry::LEARNER_SCORING_SECONDS).record(scoring);
+            metrics::histogram!(telemetry::LEARNER_STEP_SECONDS).record(learning);
+            self.share += RECENT * (learning / (scoring + learning).max(1e-9) - self.share);
+        }
+        let learner = self.core.learner();
+        metrics::counter!(telemetry::LEARNER_SKIPPED_STEPS)
+            .increment(learner.skipped_steps() - skipped);
+        if learner.version() > version {
+            metrics::counter!(telemetry::LEARNER_STEPS).increment(learner.version() - version);
+            self.record_learner();
+        }
+        self.summary.steps = self.core.learner().version();
+        match ingested.appended_ms {
+            Some(appended) => {
+                self.deliveries.send(Delivery::BatchEnd(appended)).map_err(|_| RuntimeError::Ended)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<(), RuntimeError> {
+        let checkpoint = match self.store {
+            None => None,
+            Some(_) => {
+                let mut windows = Vec::new();
+                for saved in commit.windows {
+                    windows.extend(saved.recv().map_err(|_| RuntimeError::Ended)??);
+                }
+                // The same state is the same file, whatever order a hash map had.
+                windows.sort();
+                Some(Checkpoint {
+                    id: Checkpoint::new_id(),
+                    pipeline: self.pipeline.name.clone(),
+                    positions: commit.positions.clone(),
+                    windows,
+                    core: self.core.save()?,
+                })
+            }
+        };
+        let epoch = Epoch { positions: commit.positions, checkpoint, done: commit.done };
+        self.deliveries.send(Delivery::Commit(epoch)).map_err(|_| RuntimeError::Ended)
+    }
+
+    fn record_learner(&self) {
+        let learner = self.core.learner();
+        let (entries, age) = learner.queue();
+        metrics::gauge!(telemetry::LEARNER_QUEUE).set(entries as f64);
+        metrics::gauge!(telemetry::LEARNER_QUEUE_AGE).set(age);
+        metrics::gauge!(telemetry::LEARNER_TEMPERATURE).set(f64::from(1.0 / learner.scale()));
+        if let Some(step) = learner.last_step() {
+            metrics::gauge!(telemetry::LEARNER_LOSS).set(f64::from(step.loss));
+            metrics::gauge!(telemetry::LEARNER_ACCURACY).set(f64::from(step.accuracy));
+            metrics::gauge!(telemetry::LEARNER_GRADIENT).set(f64::from(step.gradient_norm));
+            metrics::gauge!(telemetry::LEARNER_ALIGNMENT).set(f64::from(step.alignment));
+            metrics::gauge!(telemetry::LEARNER_UNIFORMITY).set(f64::from(step.uniformity));
+        }
+    }
+}
+
+fn record_ingested(ingested: &Ingested) {
+    let failures = ingested.dead_letters.len() as u64;
+    metrics::counter!(telemetry::SOURCE_RECORDS).increment(ingested.records);
+    metrics::counter!(telemetry::SOURCE_BYTES).increment(ingested.bytes);
+    metrics::counter!(telemetry::DECODE_FAILURES).increment(failures);
+    metrics::counter!(telemetry::DECODE_SKIPPED).increment(ingested.skipped);
+    metrics::counter!(telemetry::WINDOW_LATE).increment(ingested.windows.late);
+    metrics::counter!(telemetry::WINDOW_GAPS).increment(ingested.windows.gaps);
+    metrics::counter!(telemetry::WINDOW_CLOCK_RESETS).increment(ingested.windows.clock_resets);
+    metrics::counter!(telemetry::WINDOW_EVICTED).increment(ingested.windows.evicted);
+    metrics::counter!(telemetry::WINDOW_SEGMENTS).increment(ingested.segments.len() as u64);
+    if let Some((lane, watermark)) = &ingested.watermark {
+        let lag = (chrono::Utc::now().timestamp_micros() - watermark) as f64 / 1e6;
+        let lane = lane.to_string();
+        metrics::gauge!(telemetry::WINDOW_LAG, "lane" => lane.clone()).set(lag);
+        metrics::gauge!(telemetry::WINDOW_KEYS, "lane" => lane).set(ingested.keys as f64);
+    }
+}
+
+fn record_outputs(outputs: &Outputs) {
+    for (score, segment) in outputs.scores.iter().zip(&outputs.segments) {
+        metrics::histogram!(telemetry::SCORE_VALUES).record(score.score);
+        if score.begins_alert(segment) {
+            metrics::counter!(telemetry::SCORE_ALERTS).increment(1);
+        }
+    }
+}
