@@ -21,7 +21,7 @@ pub use fault::{Fault, FaultKind};
 pub use plant::{EPOCH, Plant};
 pub use write::{RecordFolder, json_messages, write_csv, write_json_lines};
 
-use super::{Commit, Event, Lane, Payload, Source, SourceBatch, SourceError};
+use super::{Assignment, Commit, Event, Lane, Payload, Source, SourceBatch, SourceError};
 use crate::config;
 use crate::decode::Decoded;
 use pace::Pace;
@@ -35,7 +35,7 @@ const BATCH: usize = 4096;
 /// Most faults kept for those who ask; beyond it the oldest half is forgotten.
 const MOST_FAULTS: usize = 1 << 16;
 
-/// A generated plant as a source: one lane, offsets from 0.
+/// A generated plant as a source: one lane that is always its own, offsets from 0.
 pub struct GeneratorSource {
     plant: Plant,
     lane: Lane,
@@ -44,6 +44,8 @@ pub struct GeneratorSource {
     /// `None`: as fast as records are taken.
     pace: Option<Pace>,
     paused: bool,
+    /// Handed out first, once.
+    assignment: Option<Assignment>,
     /// Shared with whoever compares alerts with the truth; locked once a batch.
     faults: Arc<Mutex<Vec<Fault>>>,
 }
@@ -53,11 +55,14 @@ impl GeneratorSource {
     /// there simulates all records before, some millions a second.
     pub fn new(config: &config::GeneratorSource, channels: &[String], start_offset: i64) -> Self {
         let start = u64::try_from(start_offset).unwrap_or(0);
+        let lane = Lane::new("generator", 0);
+        let committed = (start > 0).then(|| (start_offset, String::new()));
         let mut plant = Plant::new(config, channels);
         plant.skip(start);
         let mut source = Self {
             plant,
-            lane: Lane::new("generator", 0),
+            assignment: Some(Assignment { lane: lane.clone(), committed }),
+            lane,
             remaining: (config.count > 0).then(|| config.count.saturating_sub(start)),
             pace: (config.rate > 0.0).then(|| Pace::new(config.rate, BATCH, Instant::now())),
             paused: false,
@@ -89,6 +94,9 @@ impl GeneratorSource {
 
 impl Source for GeneratorSource {
     fn poll(&mut self, timeout: Duration) -> Result<Event, SourceError> {
+        if let Some(assignment) = self.assignment.take() {
+            return Ok(Event::Assigned(vec![assignment]));
+        }
         if self.remaining == Some(0) {
             return Ok(Event::End);
         }
@@ -154,6 +162,15 @@ mod tests {
         DEFAULT_CHANNELS.map(str::to_owned).to_vec()
     }
 
+    /// A source that has handed out its lane.
+    fn assigned(config: &config::GeneratorSource, start_offset: i64) -> GeneratorSource {
+        let mut source = GeneratorSource::new(config, &channels(), start_offset);
+        match source.poll(Duration::ZERO) {
+            Ok(Event::Assigned(_)) => source,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Polls until the end; the batches and the offset after the last one.
     fn drain(source: &mut GeneratorSource) -> (Vec<RecordBatch>, i64) {
         let mut batches = Vec::new();
@@ -180,7 +197,7 @@ mod tests {
     #[test]
     fn a_bounded_plant_hands_out_its_count_and_ends() {
         let config = config::GeneratorSource { count: 10_000, ..Default::default() };
-        let mut source = GeneratorSource::new(&config, &channels(), 0);
+        let mut source = assigned(&config, 0);
 
         let (batches, next) = drain(&mut source);
 
@@ -192,18 +209,33 @@ mod tests {
     #[test]
     fn a_plant_goes_on_where_it_was_committed() {
         let config = config::GeneratorSource { count: 5_000, ..Default::default() };
-        let (whole, _) = drain(&mut GeneratorSource::new(&config, &channels(), 0));
+        let (whole, _) = drain(&mut assigned(&config, 0));
 
-        let (rest, next) = drain(&mut GeneratorSource::new(&config, &channels(), 4_500));
+        let (rest, next) = drain(&mut assigned(&config, 4_500));
 
         assert_eq!(next, 5_000);
         assert_eq!(rest, [whole[1].slice(4_500 - BATCH, 500)]);
     }
 
     #[test]
+    fn the_lane_is_handed_out_first_with_the_offset_it_goes_on_from() {
+        let lane = Lane::new("generator", 0);
+        for (start, committed) in [(0, None), (7, Some((7, String::new())))] {
+            let mut source = GeneratorSource::new(&Default::default(), &channels(), start);
+
+            let Ok(Event::Assigned(assigned)) = source.poll(Duration::ZERO) else {
+                panic!("no assignment")
+            };
+
+            assert_eq!(assigned, [Assignment { lane: lane.clone(), committed }]);
+            assert!(matches!(source.poll(Duration::ZERO), Ok(Event::Batch(_))));
+        }
+    }
+
+    #[test]
     fn a_start_beyond_the_count_is_the_end() {
         let config = config::GeneratorSource { count: 10, ..Default::default() };
-        let mut source = GeneratorSource::new(&config, &channels(), 11);
+        let mut source = assigned(&config, 11);
 
         assert!(matches!(source.poll(Duration::ZERO), Ok(Event::End)));
     }
@@ -211,8 +243,8 @@ mod tests {
     #[test]
     fn a_paced_or_paused_plant_is_idle_until_records_are_due() {
         let config = config::GeneratorSource { rate: 1e-3, ..Default::default() };
-        let mut paced = GeneratorSource::new(&config, &channels(), 0);
-        let mut paused = GeneratorSource::new(&Default::default(), &channels(), 0);
+        let mut paced = assigned(&config, 0);
+        let mut paused = assigned(&Default::default(), 0);
         paused.pause(true).unwrap();
 
         assert!(matches!(paced.poll(Duration::ZERO), Ok(Event::Idle)));
@@ -229,7 +261,7 @@ mod tests {
             fault_every: TimeSpan::from_secs(500),
             ..Default::default()
         };
-        let mut source = GeneratorSource::new(&config, &channels(), 0);
+        let mut source = assigned(&config, 0);
         let faults = source.faults();
         assert!(faults.lock().unwrap().is_empty());
 
