@@ -694,6 +694,17 @@ channels = ["temperature", "vibration"]
     }
 
     #[test]
+    fn text_is_read_under_the_name_it_is_given() {
+        let demo = include_str!("../../pipelines/demo.toml");
+
+        let pipeline = Pipeline::from_toml(demo, "demo.toml").unwrap();
+        let error = Pipeline::from_toml("name = 1", "demo.toml").unwrap_err();
+
+        assert_eq!(pipeline.name, "demo");
+        assert_eq!(error.to_string(), "demo.toml:1: name: expected a text in quotes, found 1");
+    }
+
+    #[test]
     fn a_file_that_is_not_there_is_named() {
         let error = Pipeline::load(Path::new("no/such.toml"), &[]).unwrap_err();
 
