@@ -5,7 +5,7 @@ use std::process::Command;
 
 use contrastream::config::{self, ByteSize, PartitionColumn, Pipeline};
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{Outputs, ParquetSink, Score, SegmentMeta};
+use contrastream::sink::{Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
 use contrastream::source::Lane;
 use tempfile::TempDir;
 

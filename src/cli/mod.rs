@@ -1,6 +1,87 @@
 //! The commands.
 
-/// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod check;
+mod demo;
+mod evaluate;
+mod generate;
+mod run;
+mod service;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::ConfigError;
+use crate::telemetry::{self, LogFormat};
+
+/// Representation learning on live streams: Kafka topics become embeddings and calibrated anomaly
+/// scores, without labels and without an offline training job.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  contrastream demo
+  contrastream check pipelines/sensor.toml --connect
+  contrastream run pipelines/sensor.toml --set source.group=trial
+  contrastream evaluate pipelines/metrics.toml --format nab --data nab/data --labels nab/combined_windows.json --out scores
+
+Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad pipeline file."
+)]
+struct Arguments {
+    /// How log lines on standard error look.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
 }
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a pipeline until it is told to stop: SIGTERM or Ctrl-C drain, commit and end it.
+    Run(run::Arguments),
+    /// Watch it learn: generated plant sensors with injected faults, no broker, no files.
+    Demo(demo::Arguments),
+    /// Write generated records with injected, recorded faults to a Kafka topic or a folder.
+    Generate(generate::Arguments),
+    /// Validate a pipeline file and, with --connect, what it talks to.
+    Check(check::Arguments),
+    /// Score labelled recordings prequentially and measure the scores.
+    Evaluate(evaluate::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::install_logs(arguments.log_format);
+    let outcome = match arguments.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "contrastream", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<ConfigError>() || error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// A wrong argument that the parser could not see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);

@@ -97,12 +97,12 @@ impl Pipeline {
         read(&text, &path.display().to_string(), overrides, &environment)
     }
 
-    /// Reads the text of a pipeline file; errors call it `file`.
+    /// Reads the text of a pipeline file, as [`Pipeline::load`] does; errors call it `file`.
     ///
     /// # Errors
     /// As [`Pipeline::load`].
-    pub fn from_toml(text: &str, file: &str) -> Result<Self, ConfigError> {
-        read(text, file, &[], &environment)
+    pub fn from_toml(text: &str, file: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        read(text, file, overrides, &environment)
     }
 
     /// The same pipeline with `***` for every secret: what may be shown and logged.
@@ -697,8 +697,8 @@ channels = ["temperature", "vibration"]
     fn text_is_read_under_the_name_it_is_given() {
         let demo = include_str!("../../pipelines/demo.toml");
 
-        let pipeline = Pipeline::from_toml(demo, "demo.toml").unwrap();
-        let error = Pipeline::from_toml("name = 1", "demo.toml").unwrap_err();
+        let pipeline = Pipeline::from_toml(demo, "demo.toml", &[]).unwrap();
+        let error = Pipeline::from_toml("name = 1", "demo.toml", &[]).unwrap_err();
 
         assert_eq!(pipeline.name, "demo");
         assert_eq!(error.to_string(), "demo.toml:1: name: expected a text in quotes, found 1");

@@ -4,7 +4,9 @@ mod error;
 pub mod layout;
 pub mod measures;
 mod report;
+mod run;
 
 pub use error::EvaluateError;
 pub use layout::Layout;
 pub use report::{Judged, Nab, Report};
+pub use run::run;

@@ -18,7 +18,7 @@ use rdkafka::producer::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{Outputs, Score, SegmentMeta, SinkError};
+use super::{Outputs, Score, SegmentMeta, Sink, SinkError};
 use crate::config;
 use crate::decode::DeadLetter;
 use crate::kafka::{
@@ -107,12 +107,30 @@ impl KafkaSink {
         })
     }
 
+    /// Hands one message to the producer, which copies it; waits while its queue is full.
+    fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), SinkError> {
+        let deliveries = self.producer.context();
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) => {
+                    record = unsent;
+                    deliveries.take_failure()?;
+                    thread::sleep(FULL_QUEUE_PAUSE);
+                }
+                Err((error, unsent)) => return Err(deliveries.failure(unsent.topic, &error)),
+            }
+        }
+    }
+}
+
+impl Sink for KafkaSink {
     /// Sends one embedding and one anomaly message per segment; does not wait for their delivery,
     /// but for room to send them.
     ///
     /// # Errors
     /// If an earlier message was not delivered, or one cannot be sent.
-    pub fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+    fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
         self.producer.context().take_failure()?;
         let length = outputs.embeddings.len() / outputs.segments.len().max(1);
         for (index, segment) in outputs.segments.iter().enumerate() {
@@ -141,7 +159,7 @@ impl KafkaSink {
     ///
     /// # Errors
     /// If an earlier message was not delivered, or this one cannot be sent.
-    pub fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
         self.producer.context().take_failure()?;
         let mut marks = marks(letter);
         let truncated = mark("truncated", letter.payload.len().to_string());
@@ -167,7 +185,7 @@ impl KafkaSink {
     /// # Errors
     /// The first message that was not delivered, as soon as that is known; at the latest after
     /// `message.timeout.ms` (5 minutes).
-    pub fn flush(&mut self) -> Result<(), SinkError> {
+    fn flush(&mut self) -> Result<(), SinkError> {
         loop {
             let outcome = self.producer.flush(FLUSH_PAUSE);
             self.producer.context().take_failure()?;
@@ -175,22 +193,6 @@ impl KafkaSink {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
                 Err(error) => return Err(self.producer.context().failure("", &error)),
-            }
-        }
-    }
-
-    /// Hands one message to the producer, which copies it; waits while its queue is full.
-    fn send(&self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), SinkError> {
-        let deliveries = self.producer.context();
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) => {
-                    record = unsent;
-                    deliveries.take_failure()?;
-                    thread::sleep(FULL_QUEUE_PAUSE);
-                }
-                Err((error, unsent)) => return Err(deliveries.failure(unsent.topic, &error)),
             }
         }
     }

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use self::dead_letters::DeadLetters;
 use self::rows::Rows;
 use self::staging::{Staged, Staging};
-use super::{Outputs, SegmentMeta, SinkError};
+use super::{Outputs, SegmentMeta, Sink, SinkError};
 use crate::config::{self, PartitionColumn};
 use crate::decode::DeadLetter;
 
@@ -110,37 +110,6 @@ impl ParquetSink {
             writes: 0,
             dead_letters: DeadLetters::new(config.roll.0),
             failed: false,
-        })
-    }
-
-    /// Takes one row per segment of `outputs`.
-    ///
-    /// # Errors
-    /// If a file cannot be written, or `outputs` has not one score and one embedding per segment.
-    pub fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
-        self.unless_failed(|sink| sink.write_rows(outputs))
-    }
-
-    /// Takes a message that a stage could not.
-    ///
-    /// # Errors
-    /// If its file cannot be written.
-    pub fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
-        self.unless_failed(|sink| sink.dead_letters.write(letter, &mut sink.staging))
-    }
-
-    /// Makes all that was taken durable and visible: finishes every file, syncs it, renames it to
-    /// its final name and syncs the folders.
-    ///
-    /// # Errors
-    /// If any of that fails, or an earlier call did; what was flushed before stays.
-    pub fn flush(&mut self) -> Result<(), SinkError> {
-        self.unless_failed(|sink| {
-            for (_, file) in sink.files.drain() {
-                sink.staging.keep(file.finish()?);
-            }
-            sink.dead_letters.finish(&mut sink.staging)?;
-            sink.staging.publish()
         })
     }
 
@@ -250,6 +219,39 @@ impl ParquetSink {
             largest.writer.flush().map_err(|reason| failed(largest.staged.path(), reason))?;
         }
         Ok(())
+    }
+}
+
+impl Sink for ParquetSink {
+    /// Takes one row per segment of `outputs`.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or `outputs` has not one score and one embedding per segment.
+    fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.write_rows(outputs))
+    }
+
+    /// Takes a message that a stage could not.
+    ///
+    /// # Errors
+    /// If its file cannot be written.
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.dead_letters.write(letter, &mut sink.staging))
+    }
+
+    /// Makes all that was taken durable and visible: finishes every file, syncs it, renames it to
+    /// its final name and syncs the folders.
+    ///
+    /// # Errors
+    /// If any of that fails, or an earlier call did; what was flushed before stays.
+    fn flush(&mut self) -> Result<(), SinkError> {
+        self.unless_failed(|sink| {
+            for (_, file) in sink.files.drain() {
+                sink.staging.keep(file.finish()?);
+            }
+            sink.dead_letters.finish(&mut sink.staging)?;
+            sink.staging.publish()
+        })
     }
 }
 

@@ -1,0 +1,91 @@
+//! What `run` and `demo` share: sinks, HTTP, signals, and the service itself.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::checkpoint::{Checkpoint, Store};
+use crate::config::Pipeline;
+use crate::http;
+use crate::runtime::{self, RuntimeError, Status, Summary};
+use crate::sink::{KafkaSink, ParquetSink, Sink};
+use crate::source::Source;
+use crate::telemetry;
+
+/// A service about to run.
+pub struct Service<'a> {
+    pub pipeline: &'a Pipeline,
+    pub source: Box<dyn Source>,
+    pub sinks: Vec<Box<dyn Sink>>,
+    pub store: Option<&'a Store>,
+    pub resumed: Option<Checkpoint>,
+    pub status: Arc<Status>,
+}
+
+/// The sinks that the pipeline file names.
+pub fn open_sinks(pipeline: &Pipeline) -> Result<Vec<Box<dyn Sink>>, RuntimeError> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    if let Some(kafka) = &pipeline.sink.kafka {
+        sinks.push(Box::new(KafkaSink::connect(kafka, pipeline)?));
+    }
+    if let Some(parquet) = &pipeline.sink.parquet {
+        sinks.push(Box::new(ParquetSink::open(parquet, pipeline, pipeline.model.embedding)?));
+    }
+    Ok(sinks)
+}
+
+impl Service<'_> {
+    /// Serves HTTP, minds signals, and runs until the source ends or the process is told to stop.
+    pub fn run(self) -> anyhow::Result<Summary> {
+        let metrics = telemetry::install_metrics(&self.pipeline.name)?;
+        let tokio = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .context("cannot start the HTTP server's threads")?;
+        let listen = &self.pipeline.http.listen;
+        if !listen.is_empty() {
+            let served = http::serve(listen, metrics, Arc::clone(&self.status));
+            let address = tokio.block_on(served)?;
+            tracing::info!(%address, "serving /metrics, /healthz and /readyz");
+        }
+        {
+            let _entered = tokio.enter();
+            let told = told_to_stop().context("cannot listen for signals")?;
+            let status = Arc::clone(&self.status);
+            tokio.spawn(async move {
+                told.await;
+                tracing::info!("told to stop: draining and committing");
+                status.stop();
+            });
+        }
+        let checkpoints = (self.store, self.resumed);
+        Ok(runtime::run(self.pipeline, self.source, self.sinks, checkpoints, &self.status)?)
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT; a second one ends the process as usual.
+#[cfg(unix)]
+fn told_to_stop() -> std::io::Result<impl Future<Output = ()> + use<>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Resolves at Ctrl-C.
+#[cfg(not(unix))]
+fn told_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async move {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::warn!(%error, "cannot listen for Ctrl-C");
+            std::future::pending::<()>().await;
+        }
+    })
+}
