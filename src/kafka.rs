@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -21,6 +22,9 @@ pub(crate) const LARGEST_MESSAGE: usize = 64 << 20;
 /// Wait for the first answer when connecting; doubled at each attempt, so that a refusal is
 /// noticed early and a slow broker is still given its time.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// Pause between two attempts, where the answer to the first came at once.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Settings of a client: `defaults`, over which go the pipeline file's `properties`, over which go
 /// the `fixed` ones.
@@ -250,7 +254,7 @@ pub(crate) fn insist<T>(
         serve();
         if let Some((code, report)) = reports.take() {
             if trouble(code) == Trouble::Refused {
-                return Err(Silence::Refused(report));
+                return Err(Silence::Refused(format!("{about}: {report}")));
             }
             if code != RDKafkaErrorCode::AllBrokersDown || reason.is_none() {
                 reason = Some(report);
@@ -260,7 +264,8 @@ pub(crate) fn insist<T>(
             let reason = reason.unwrap_or_else(|| format!("{about}: {error}"));
             return Err(Silence::Unreachable(reason));
         }
-        wait *= 2;
+        wait = CONNECT_TIMEOUT.min(wait * 2);
+        thread::sleep(ATTEMPT_PAUSE);
     }
 }
 

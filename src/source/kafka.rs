@@ -62,6 +62,7 @@ pub struct KafkaSource {
     consumer: Arc<BaseConsumer<Member>>,
     brokers: String,
     topics: Vec<String>,
+    group: String,
     start: Offset,
     waiting: Waiting,
     /// Taken away, and not released yet.
@@ -113,6 +114,7 @@ impl KafkaSource {
         Ok(Self {
             brokers,
             topics: config.topics.clone(),
+            group: group.to_owned(),
             start: match config.start {
                 Start::Earliest => Offset::Beginning,
                 Start::Latest => Offset::End,
@@ -198,7 +200,12 @@ impl KafkaSource {
                 Ok(())
             }
             Trouble::NoTopic => self.confirm_topics(&reason),
-            Trouble::Refused => Err(SourceError::Refused { brokers: self.brokers.clone(), reason }),
+            Trouble::Refused => {
+                // librdkafka does not always say which right it missed.
+                let (topics, group) = (self.topics.join(", "), &self.group);
+                let reason = format!("{reason} (topics {topics}; group {group})");
+                Err(SourceError::Refused { brokers: self.brokers.clone(), reason })
+            }
             Trouble::Lasting => Err(SourceError::Kafka { reason, retryable: false }),
         }
     }
