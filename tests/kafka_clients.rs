@@ -101,6 +101,30 @@ fn produce(topic: &str, partitions: i32, count: usize) {
     producer.flush(PATIENCE).unwrap();
 }
 
+/// Appends `count` messages of a megabyte to partition 0.
+fn produce_large(topic: &str, count: usize) {
+    let producer = producer(&[]);
+    let payload = noise(1_000_000);
+    for _ in 0..count {
+        let record = BaseRecord::<str, _>::to(topic).partition(0);
+        producer.send(record.payload(&payload)).unwrap();
+    }
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// Bytes that do not compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let next = || {
+        // Xorshift, Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        Some((state >> 32) as u8)
+    };
+    std::iter::from_fn(next).take(length).collect()
+}
+
 /// Runs a Python program that knows nothing of contrastream, with `confluent_kafka` at hand.
 fn python(program: &str, arguments: &[&str]) -> String {
     let python = variable("CONTRASTREAM_TEST_PYTHON");
@@ -177,6 +201,13 @@ fn source_config(topic: &str) -> config::KafkaSource {
         properties: config::Properties::new(),
     }
 }
+
+/// Only a source that is polled stays a member for longer than a second.
+const SHORT_TIMEOUTS: [(&str, &str); 3] = [
+    ("session.timeout.ms", "1000"),
+    ("heartbeat.interval.ms", "200"),
+    ("max.poll.interval.ms", "1000"),
+];
 
 fn with(mut config: config::KafkaSource, properties: &[(&str, &str)]) -> config::KafkaSource {
     config
@@ -408,12 +439,7 @@ fn lanes_move(strategy: &str) {
 fn lanes_lost_by_silence_are_revoked_and_can_no_longer_be_committed() {
     let topic = topic("lost", 1);
     produce(&topic, 1, 5);
-    let timeouts = [
-        ("session.timeout.ms", "1000"),
-        ("heartbeat.interval.ms", "200"),
-        ("max.poll.interval.ms", "1000"),
-    ];
-    let config = with(source_config(&topic), &timeouts);
+    let config = with(source_config(&topic), &SHORT_TIMEOUTS);
     let mut source = KafkaSource::connect(&config, &unique("group")).unwrap();
     assigned(&mut source);
     receive(&mut source, 5);
@@ -437,13 +463,7 @@ fn lanes_lost_by_silence_are_revoked_and_can_no_longer_be_committed() {
 #[test]
 fn a_paused_source_stays_a_member_and_hands_nothing_out() {
     let topic = topic("pause", 2);
-    // Only a source that is polled stays a member for longer than this.
-    let timeouts = [
-        ("session.timeout.ms", "1000"),
-        ("heartbeat.interval.ms", "200"),
-        ("max.poll.interval.ms", "1000"),
-    ];
-    let config = with(source_config(&topic), &timeouts);
+    let config = with(source_config(&topic), &SHORT_TIMEOUTS);
     let mut source = KafkaSource::connect(&config, &unique("group")).unwrap();
     source.pause(true).unwrap();
     assigned(&mut source);
@@ -468,26 +488,46 @@ fn a_paused_source_stays_a_member_and_hands_nothing_out() {
 }
 
 #[test]
+fn a_paused_source_of_large_messages_goes_on_where_it_stopped() {
+    let topic = topic("large-pause", 1);
+    produce_large(&topic, 60);
+    let mut source = KafkaSource::connect(&source_config(&topic), &unique("group")).unwrap();
+    assigned(&mut source);
+    let mut seen = receive(&mut source, 1);
+    source.pause(true).unwrap();
+    for _ in 0..100 {
+        assert!(matches!(source.poll(Duration::from_millis(5)).unwrap(), Event::Idle));
+    }
+
+    source.pause(false).unwrap();
+    let missing = 60 - seen.count();
+    for (lane, offsets) in receive(&mut source, missing).0 {
+        seen.0.entry(lane).or_default().extend(offsets);
+    }
+    assert_eq!(seen.0[&Lane::new(topic.as_str(), 0)], (0..60).collect::<Vec<i64>>());
+}
+
+#[test]
 fn a_pause_does_not_outlive_the_lanes_it_was_for() {
     let topic = topic("repause", 1);
-    produce(&topic, 1, 5);
-    let timeouts = [
-        ("session.timeout.ms", "1000"),
-        ("heartbeat.interval.ms", "200"),
-        ("max.poll.interval.ms", "1000"),
-    ];
-    let config = with(source_config(&topic), &timeouts);
+    produce_large(&topic, 30);
+    let config = with(source_config(&topic), &SHORT_TIMEOUTS);
     let mut source = KafkaSource::connect(&config, &unique("group")).unwrap();
     assigned(&mut source);
-    receive(&mut source, 5);
+    receive(&mut source, 1);
     source.pause(true).unwrap();
+    // Long enough that librdkafka itself is paused.
+    for _ in 0..100 {
+        assert!(matches!(source.poll(Duration::from_millis(5)).unwrap(), Event::Idle));
+    }
     thread::sleep(Duration::from_millis(2500));
     until(&mut source, |event| matches!(event, Event::Revoked(_)).then_some(()));
     source.release().unwrap();
     source.pause(false).unwrap();
 
     assigned(&mut source);
-    assert_eq!(receive(&mut source, 5).count(), 5);
+    let seen = receive(&mut source, 30);
+    assert_eq!(seen.0[&Lane::new(topic.as_str(), 0)], (0..30).collect::<Vec<i64>>());
 }
 
 #[test]
@@ -786,19 +826,6 @@ fn letter(payload: Vec<u8>) -> DeadLetter {
         stage: "decode",
         reason: "expected a number".to_owned(),
     }
-}
-
-/// Bytes that do not compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let next = || {
-        // Xorshift, Marsaglia 2003.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        Some((state >> 32) as u8)
-    };
-    std::iter::from_fn(next).take(length).collect()
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub struct KafkaSource {
     /// Taken away, and not released yet.
     revoked: Option<TopicPartitionList>,
     paused: bool,
+    /// Whether librdkafka was told to stop fetching.
+    stopped: bool,
 }
 
 impl KafkaSource {
@@ -122,6 +124,7 @@ impl KafkaSource {
             waiting: Waiting::new(config.batch_messages, config.linger.0),
             revoked: None,
             paused: false,
+            stopped: false,
             consumer,
         })
     }
@@ -160,6 +163,29 @@ impl KafkaSource {
         Ok(None)
     }
 
+    /// Serves the group and takes at most one message. librdkafka stops fetching by itself when its
+    /// queue is full, and after a pause of its own it takes up to a second to go on: that is kept
+    /// for when too many messages were taken.
+    fn poll_paused(&mut self, timeout: Duration) -> Result<Event, SourceError> {
+        let deadline = Instant::now() + timeout;
+        if let Some(event) = self.rebalance()? {
+            return Ok(event);
+        }
+        if !self.stopped && self.waiting.held() >= WAITING_BYTES {
+            self.consumer.pause(&self.waiting.partitions()).map_err(|error| lasting(&error))?;
+            self.stopped = true;
+        }
+        match self.consumer.poll(whole_millis(timeout)) {
+            Some(Ok(message)) => {
+                self.waiting.push(&message);
+                thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            }
+            Some(Err(error)) => self.ride_out(&error)?,
+            None => {}
+        }
+        Ok(self.rebalance()?.unwrap_or(Event::Idle))
+    }
+
     /// Starts reading `partitions` at their committed offsets.
     fn take_over(&mut self, partitions: &TopicPartitionList) -> KafkaResult<Vec<Assignment>> {
         let committed = committed(&self.consumer, partitions, COMMITTED_TIMEOUT)?;
@@ -176,7 +202,7 @@ impl KafkaSource {
             assignments.push(Assignment { lane, committed });
         }
         assign(&self.consumer, &committed)?;
-        if self.paused {
+        if self.stopped {
             self.consumer.pause(&committed)?;
         }
         self.waiting.join(assignments.iter().map(|assignment| assignment.lane.clone()));
@@ -186,6 +212,9 @@ impl KafkaSource {
     /// Returns an error only if the consumer cannot go on after it.
     fn ride_out(&self, error: &KafkaError) -> Result<(), SourceError> {
         let report = self.consumer.context().reports.take();
+        if let KafkaError::PartitionEOF(_) = error {
+            return Ok(());
+        }
         let Some(code) = error_code(error) else { return Err(lasting(error)) };
         let reason = match report {
             Some((reported, reason)) if reported == code => reason,
@@ -229,22 +258,21 @@ impl Source for KafkaSource {
     /// The next event. Takes up to 5 seconds longer when lanes are assigned and the brokers are
     /// slow to tell their committed offsets.
     fn poll(&mut self, timeout: Duration) -> Result<Event, SourceError> {
+        if self.paused {
+            return self.poll_paused(timeout);
+        }
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(event) = self.rebalance()? {
                 return Ok(event);
             }
             let now = Instant::now();
-            let mut until = deadline;
-            if !self.paused {
-                if let Some(batch) = self.waiting.take_due(now) {
-                    return Ok(Event::Batch(batch));
-                }
-                until = self.waiting.due().map_or(deadline, |due| due.min(deadline));
+            if let Some(batch) = self.waiting.take_due(now) {
+                return Ok(Event::Batch(batch));
             }
+            let until = self.waiting.due().map_or(deadline, |due| due.min(deadline));
             match self.consumer.poll(whole_millis(until.saturating_duration_since(now))) {
                 Some(Ok(message)) => self.waiting.push(&message),
-                Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => self.ride_out(&error)?,
                 None if now >= deadline => return Ok(Event::Idle),
                 None => {}
@@ -253,19 +281,10 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, paused: bool) -> Result<(), SourceError> {
-        if self.paused == paused {
-            return Ok(());
+        if self.stopped && !paused {
+            self.consumer.resume(&self.waiting.partitions()).map_err(|error| lasting(&error))?;
+            self.stopped = false;
         }
-        let mut partitions = TopicPartitionList::new();
-        for lane in self.waiting.lanes() {
-            partitions.add_partition(&lane.topic, lane.partition);
-        }
-        let outcome = if paused {
-            self.consumer.pause(&partitions)
-        } else {
-            self.consumer.resume(&partitions)
-        };
-        outcome.map_err(|error| lasting(&error))?;
         self.paused = paused;
         Ok(())
     }
@@ -273,7 +292,7 @@ impl Source for KafkaSource {
     fn release(&mut self) -> Result<(), SourceError> {
         let Some(partitions) = self.revoked.take() else { return Ok(()) };
         // librdkafka keeps a partition's pause beyond its assignment.
-        let resumed = if self.paused { self.consumer.resume(&partitions) } else { Ok(()) };
+        let resumed = if self.stopped { self.consumer.resume(&partitions) } else { Ok(()) };
         let unassigned = unassign(&self.consumer, &partitions);
         resumed.and(unassigned).map_err(|error| lasting(&error))
     }
@@ -515,8 +534,22 @@ impl Waiting {
         }
     }
 
-    fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        self.queues.iter().map(|queue| &queue.lane)
+    /// The lanes owned.
+    fn partitions(&self) -> TopicPartitionList {
+        let mut partitions = TopicPartitionList::with_capacity(self.queues.len());
+        for LaneQueue { lane, .. } in &self.queues {
+            partitions.add_partition(&lane.topic, lane.partition);
+        }
+        partitions
+    }
+
+    /// Bytes of all messages that were not handed out.
+    fn held(&self) -> usize {
+        let due = self.due.iter().map(|batch| match &batch.payload {
+            Payload::Messages(messages) => messages.byte_len(),
+            Payload::Decoded(_) => 0,
+        });
+        self.bytes + due.sum::<usize>()
     }
 
     fn join(&mut self, lanes: impl Iterator<Item = Lane>) {
