@@ -596,9 +596,9 @@ impl Waiting {
         }
     }
 
-    /// When the next batch is due; `None` while no message waits.
+    /// When the next batch is due; `None` while no message waits, or where the linger has no end.
     fn due(&self) -> Option<Instant> {
-        self.since.map(|since| since + self.linger)
+        self.since?.checked_add(self.linger)
     }
 
     /// The next batch that is due at `now`.
