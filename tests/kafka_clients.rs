@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contrastream::config;
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{KafkaSink, Outputs, Score, SegmentMeta, SinkError};
+use contrastream::sink::{KafkaSink, Outputs, Score, SegmentMeta, Sink as _, SinkError};
 use contrastream::source::{
     Assignment, Event, KafkaSource, Lane, Messages, Payload, Source, SourceBatch, SourceError,
 };
