@@ -34,7 +34,7 @@ struct Pairs {
 
 impl Learner {
     /// Trains on one batch; does nothing while the pool has next to no neighbours.
-    pub(super) fn step(&mut self) {
+    pub fn step(&mut self) {
         let Some(pairs) = self.draw() else { return };
         if self.steps == 0 {
             let first = self.network.forward(&mut Graph::inference(), self.views(&pairs.anchors));

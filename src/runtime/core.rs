@@ -64,6 +64,11 @@ impl Core {
         &self.learner
     }
 
+    /// Takes one training step now, whatever the schedule says: for benchmarks.
+    pub fn train(&mut self) {
+        self.learner.step();
+    }
+
     /// Embeds and scores segments, then learns from them; `deliver` gets the results in order, in
     /// batches that one version of the model made. `may_train` is asked before each training step.
     pub fn process(
