@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
 
-use super::ingest::{Answer, Task, load_windows};
+use super::ingest::{Answer, SavedWindows, Task, load_windows};
 use super::{RuntimeError, Status};
-use crate::checkpoint::{Checkpoint, CheckpointError, Store};
+use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
 use crate::source::{Assignment, Event, Lane, Source, SourceBatch};
 use crate::telemetry;
@@ -32,13 +32,10 @@ pub struct Commit {
     /// Per lane, the offset at which reading resumes.
     pub positions: Vec<(Lane, i64)>,
     /// From each worker, its lanes' windows as of here.
-    pub windows: Vec<SavedWindows>,
+    pub windows: Vec<Receiver<SavedWindows>>,
     /// Told once it is durable.
     pub done: Sender<()>,
 }
-
-/// The windows of a worker's lanes, to come.
-pub type SavedWindows = Receiver<Result<Vec<(Lane, Vec<u8>)>, CheckpointError>>;
 
 /// Longest wait for the source before flags and clocks are looked at again.
 const POLL: Duration = Duration::from_millis(50);

@@ -24,8 +24,11 @@ pub enum Task {
     /// The stream of a lane is over.
     Finish(Lane, Sender<Answer>),
     /// The windows of all lanes, for a checkpoint.
-    Save(Sender<Result<Vec<(Lane, Vec<u8>)>, CheckpointError>>),
+    Save(Sender<SavedWindows>),
 }
+
+/// The windows of a worker's lanes, as bytes.
+pub type SavedWindows = Result<Vec<(Lane, Vec<u8>)>, CheckpointError>;
 
 /// What a worker says to a task.
 pub type Answer = Result<Ingested, IngestError>;
@@ -155,7 +158,7 @@ impl Worker {
         Ok(describe(segmenter, segments))
     }
 
-    fn save(&self) -> Result<Vec<(Lane, Vec<u8>)>, CheckpointError> {
+    fn save(&self) -> SavedWindows {
         self.lanes
             .iter()
             .map(|(lane, segmenter)| {

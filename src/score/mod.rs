@@ -3,7 +3,7 @@
 //! Three statistics say how strange a segment is, each in units of its own: its InfoNCE term as
 //! its predecessor's neighbour, the distance of its embedding to earlier ones, the largest
 //! one-step forecast error among its new samples. Each is put on its key's own ruler, then turned
-//! into a tail probability from all keys' values together ([`tail`]): a key lends its centre and
+//! into a tail probability from all keys' values together (`tail.rs`): a key lends its centre and
 //! spread, the pipeline the shape of the tail. The probabilities are combined, and the combination
 //! is calibrated in turn, since its parts are not independent. Everything is scored before it is
 //! learned from.
