@@ -1,13 +1,11 @@
 //! Checkpoints as files of a folder.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::Checkpoint;
 use crate::config;
-use crate::source::Lane;
 
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
@@ -55,7 +53,7 @@ impl Store {
     pub fn open(config: &config::Checkpoint) -> Result<Option<Self>, CheckpointError> {
         let Some(folder) = config.store.clone() else { return Ok(None) };
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        Ok(Some(Self { folder, keep: config.keep.max(2) }))
+        Ok(Some(Self { folder, keep: config.keep.max(1) }))
     }
 
     /// Writes a checkpoint; on return it is on disk. Returns its size in bytes.
@@ -114,27 +112,14 @@ impl Store {
         Ok(None)
     }
 
-    /// Drops checkpoints that no position can name any more: those each of whose lanes the newest
-    /// few checkpoints hold too. Replicas share a store and trade lanes, so age alone says nothing.
+    /// Drops all but the newest few checkpoints, once a newer one is committed.
     ///
     /// # Errors
     /// If the folder cannot be read or a file not be removed.
     pub fn prune(&self) -> Result<(), CheckpointError> {
-        let mut newer: HashMap<Lane, usize> = HashMap::new();
-        for path in self.paths()?.iter().rev() {
-            // One that cannot be read may be another's, being removed; it is left alone.
-            let Some(lanes) = lanes(path) else { continue };
-            let held = |lane: &Lane| newer.get(lane).is_some_and(|count| *count >= self.keep);
-            if lanes.iter().all(held) {
-                match fs::remove_file(path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => {
-                        return Err(failed(path)(error));
-                    }
-                    _ => {}
-                }
-            } else {
-                lanes.into_iter().for_each(|lane| *newer.entry(lane).or_default() += 1);
-            }
+        let paths = self.paths()?;
+        for path in &paths[..paths.len().saturating_sub(self.keep)] {
+            fs::remove_file(path).map_err(failed(path))?;
         }
         Ok(())
     }
@@ -160,19 +145,6 @@ impl Store {
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
     let path = path.to_owned();
     move |reason| CheckpointError::File { path, reason }
-}
-
-/// The lanes of a checkpoint, from the beginning of its file.
-fn lanes(path: &Path) -> Option<Vec<Lane>> {
-    /// Enough for ten thousand lanes.
-    const BEGINNING: u64 = 1 << 20;
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(BEGINNING).read_to_end(&mut bytes)).ok()?;
-    // The first fields of `Checkpoint`.
-    type Beginning = (String, String, Vec<(Lane, i64)>);
-    let ((_, _, positions), _) =
-        postcard::take_from_bytes::<Beginning>(bytes.get(HEADER..)?).ok()?;
-    Some(positions.into_iter().map(|(lane, _)| lane).collect())
 }
 
 fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
@@ -209,6 +181,7 @@ fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Lane;
 
     fn store(folder: &Path, keep: usize) -> Store {
         let config = config::Checkpoint {
@@ -277,27 +250,6 @@ mod tests {
         assert_eq!(store.paths().expect("listed").len(), 2);
         let error = store.load("2", "sensors[3]").expect_err("pruned");
         assert!(error.to_string().contains("sensors[3] was committed with it"), "{error}");
-    }
-
-    #[test]
-    fn a_lane_that_moved_to_another_replica_keeps_its_checkpoint_until_that_one_has_its_own() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = store(folder.path(), 2);
-        let of = |id: &str, partitions: &[i32]| {
-            let lanes = partitions.iter().map(|partition| Lane::new("sensors", *partition));
-            Checkpoint { positions: lanes.map(|lane| (lane, 1)).collect(), ..checkpoint(id) }
-        };
-        store.save(&of("1", &[0, 1])).expect("saved");
-        for id in ["2", "3", "4", "5"] {
-            store.save(&of(id, &[0])).expect("saved");
-            store.prune().expect("pruned");
-        }
-        assert!(store.load("1", "sensors[1]").is_ok());
-        assert!(store.load("2", "").is_err());
-        store.save(&of("6", &[1])).expect("saved");
-        store.save(&of("7", &[1])).expect("saved");
-        store.prune().expect("pruned");
-        assert!(store.load("1", "").is_err());
     }
 
     #[test]

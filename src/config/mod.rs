@@ -376,7 +376,7 @@ pub struct Checkpoint {
     pub store: Option<PathBuf>,
     /// Time between two commits.
     pub interval: TimeSpan,
-    /// Checkpoints kept of each lane; at least 2, since the newest may not be committed yet.
+    /// Checkpoints kept beside those that committed positions name.
     pub keep: usize,
 }
 

@@ -86,18 +86,11 @@ impl Deliver<'_> {
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
-        let committed = match &self.committer {
-            Some(committer) => committer.commit(&epoch.positions, &id),
-            None => Ok(()),
-        };
-        match committed {
-            // Older checkpoints may go only once no position names them.
-            Ok(()) => self.store.map_or(Ok(()), Store::prune)?,
-            // The next commit covers these positions too; a crash until then repeats more.
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "positions not committed, trying again at the next commit");
-            }
-            Err(error) => return Err(error.into()),
+        if let Some(committer) = &self.committer {
+            committer.commit(&epoch.positions, &id)?;
+        }
+        if let Some(store) = self.store {
+            store.prune()?;
         }
         metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
         metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
