@@ -46,7 +46,7 @@ pub struct Arguments {
     /// Format of a folder's records.
     #[arg(long, value_enum, default_value_t)]
     format: FolderFormat,
-    /// File for the injected faults, a JSON object a line; a folder has them as `faults.jsonl`.
+    /// File for the injected faults, a JSON object a line; a folder has them as `_faults.jsonl`.
     #[arg(long)]
     faults: Option<PathBuf>,
 }

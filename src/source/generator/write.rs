@@ -115,8 +115,9 @@ fn append_csv_field(text: &str, line: &mut Vec<u8>) {
     }
 }
 
-/// A folder of generated records: `records.jsonl` or `records.csv`, and `faults.jsonl` with the
-/// [`Fault`]s that were injected into them.
+/// A folder of generated records: `records.jsonl` or `records.csv`, and `_faults.jsonl` with the
+/// [`Fault`]s that were injected into them. The underscore hides it from whoever reads the folder
+/// as records.
 pub struct RecordFolder {
     records: Records,
     format: Format,
@@ -144,7 +145,7 @@ impl RecordFolder {
             }
         };
         std::fs::create_dir_all(folder).map_err(file_error(folder))?;
-        let (path, faults_path) = (folder.join(name), folder.join("faults.jsonl"));
+        let (path, faults_path) = (folder.join(name), folder.join("_faults.jsonl"));
         let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(file_error(path));
         Ok(Self {
             records: records.clone(),
@@ -430,7 +431,7 @@ mod tests {
 
             let text = std::fs::read_to_string(path.join(file)).unwrap();
             assert_eq!(text.lines().count(), lines);
-            let written: Vec<Fault> = std::fs::read_to_string(path.join("faults.jsonl"))
+            let written: Vec<Fault> = std::fs::read_to_string(path.join("_faults.jsonl"))
                 .unwrap()
                 .lines()
                 .map(|line| serde_json::from_str(line).unwrap())
