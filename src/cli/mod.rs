@@ -12,6 +12,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigError;
+use crate::runtime::RuntimeError;
+use crate::sink::SinkError;
+use crate::source::SourceError;
 use crate::telemetry::{self, LogFormat};
 
 /// Representation learning on live streams: Kafka topics become embeddings and calibrated anomaly
@@ -76,9 +79,24 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<ConfigError>() || error.is::<Usage>() { 2 } else { 1 })
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Whether the arguments or the pipeline file are to blame. What is wrong with the properties of
+/// a Kafka client, or with the records described, only shows once they are used.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
+        || error.is::<Usage>()
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                RuntimeError::Source(SourceError::Property { .. })
+                    | RuntimeError::Sink(SinkError::Property { .. })
+                    | RuntimeError::Decode(_)
+            )
+        )
 }
 
 /// A wrong argument that the parser could not see.
