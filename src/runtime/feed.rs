@@ -204,10 +204,13 @@ impl<'a> Feed<'a> {
     fn hand_on_held(&mut self) -> Result<bool, RuntimeError> {
         while let Some(batch) = self.held.pop_front() {
             let (sender, receiver) = std::sync::mpsc::channel();
+            // Counted first: the learner may be done with it before this thread goes on.
+            self.backlog.fetch_add(1, Ordering::Relaxed);
             match self.learner.try_send(Ordered::Work(receiver)) {
-                Ok(()) => _ = self.backlog.fetch_add(1, Ordering::Relaxed),
+                Ok(()) => {}
                 Err(TrySendError::Disconnected(_)) => return Err(RuntimeError::Ended),
                 Err(TrySendError::Full(_)) => {
+                    self.backlog.fetch_sub(1, Ordering::Relaxed);
                     self.held.push_front(batch);
                     let since = *self.jammed.get_or_insert_with(Instant::now);
                     if since.elapsed() < JAM {
