@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
@@ -283,8 +283,11 @@ impl<'a> Feed<'a> {
 
     /// Asks for a commit where one is due. One at a time: a slow store is not asked for more.
     fn commit_in_time(&mut self) -> Result<(), RuntimeError> {
-        if self.committing.as_ref().is_some_and(|done| done.try_recv().is_ok()) {
-            self.committing = None;
+        match self.committing.as_ref().map(Receiver::try_recv) {
+            Some(Ok(())) => self.committing = None,
+            // Without records to hand on, this is how a failure behind is noticed.
+            Some(Err(TryRecvError::Disconnected)) => return Err(RuntimeError::Ended),
+            Some(Err(TryRecvError::Empty)) | None => {}
         }
         let due = self.asked.elapsed() >= self.pipeline.checkpoint.interval.0;
         if self.changed && due && self.committing.is_none() {
