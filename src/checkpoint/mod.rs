@@ -6,6 +6,9 @@
 
 mod store;
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 
 pub use store::{CheckpointError, Store};
@@ -15,7 +18,7 @@ use crate::source::Lane;
 /// The state of a pipeline between two records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// Names it, in the order of time: microseconds since the epoch and the process's number.
+    /// Names it, in the order of time: microseconds since the epoch and the process's token.
     pub id: String,
     /// The pipeline's name.
     pub pipeline: String,
@@ -31,6 +34,13 @@ impl Checkpoint {
     /// A new id, larger than every earlier one of this process.
     pub fn new_id() -> String {
         let now = chrono::Utc::now().timestamp_micros();
-        format!("{now:020}-{:08x}", std::process::id())
+        format!("{now:020}-{:016x}", process_token())
     }
+}
+
+/// Tells this process from all others that ever wrote to the same store: in containers, process
+/// numbers repeat.
+fn process_token() -> u64 {
+    static TOKEN: OnceLock<u64> = OnceLock::new();
+    *TOKEN.get_or_init(|| RandomState::new().hash_one(std::process::id()))
 }

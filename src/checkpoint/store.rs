@@ -1,10 +1,12 @@
 //! Checkpoints as files of a folder.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::Checkpoint;
+use super::{Checkpoint, process_token};
 use crate::config;
 
 /// First bytes of every checkpoint.
@@ -14,6 +16,8 @@ const FORMAT: u32 = 1;
 /// Magic, format version and length of the body.
 const HEADER: usize = MAGIC.len() + 4 + 8;
 const SUFFIX: &str = ".checkpoint";
+/// How long another process may take from saving a checkpoint to committing it.
+const OTHERS_STAY: Duration = Duration::from_secs(600);
 
 /// Why a checkpoint cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -112,14 +116,29 @@ impl Store {
         Ok(None)
     }
 
-    /// Drops all but the newest few checkpoints, once a newer one is committed.
+    /// Drops old checkpoints, once a newer one is committed: not the newest few, not those of the
+    /// ids `in_use`, and of other processes only what has been there for long, for they may be
+    /// about to commit it.
     ///
     /// # Errors
     /// If the folder cannot be read or a file not be removed.
-    pub fn prune(&self) -> Result<(), CheckpointError> {
+    pub fn prune(&self, in_use: &BTreeSet<String>) -> Result<(), CheckpointError> {
         let paths = self.paths()?;
+        let own = format!("-{:016x}", process_token());
+        let others_until = chrono::Utc::now().timestamp_micros() - OTHERS_STAY.as_micros() as i64;
         for path in &paths[..paths.len().saturating_sub(self.keep)] {
-            fs::remove_file(path).map_err(failed(path))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let id = name.trim_end_matches(SUFFIX);
+            let made = id.split_once('-').and_then(|(micros, _)| micros.parse::<i64>().ok());
+            let droppable = id.ends_with(&own) || made.is_none_or(|made| made < others_until);
+            if in_use.contains(id) || !droppable {
+                continue;
+            }
+            match fs::remove_file(path) {
+                // Another process was faster.
+                Err(reason) if reason.kind() == ErrorKind::NotFound => {}
+                outcome => outcome.map_err(failed(path))?,
+            }
         }
         Ok(())
     }
@@ -245,11 +264,30 @@ mod tests {
         let store = store(folder.path(), 2);
         for id in ["1", "2", "3", "4"] {
             store.save(&checkpoint(id)).expect("saved");
-            store.prune().expect("pruned");
+            store.prune(&BTreeSet::new()).expect("pruned");
         }
         assert_eq!(store.paths().expect("listed").len(), 2);
         let error = store.load("2", "sensors[3]").expect_err("pruned");
         assert!(error.to_string().contains("sensors[3] was committed with it"), "{error}");
+    }
+
+    #[test]
+    fn what_others_may_need_outlives_newer_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 1);
+        let now = chrono::Utc::now().timestamp_micros();
+        let in_use = format!("{:020}-{:016x}", now - 3_600_000_000, 1);
+        let abandoned = format!("{:020}-{:016x}", now - 3_600_000_001, 1);
+        let about_to_commit = format!("{:020}-{:016x}", now - 1_000_000, 1);
+        let own: Vec<String> = (0..3).map(|_| Checkpoint::new_id()).collect();
+        for id in [&in_use, &abandoned, &about_to_commit].into_iter().chain(&own) {
+            store.save(&checkpoint(id)).expect("saved");
+        }
+
+        store.prune(&BTreeSet::from([in_use.clone()])).expect("pruned");
+
+        let left = store.paths().expect("listed");
+        assert_eq!(left, [in_use, about_to_commit, own[2].clone()].map(|id| store.path(&id)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The sinks' thread: writes results, and makes epochs durable.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
@@ -89,13 +90,26 @@ impl Deliver<'_> {
         if let Some(committer) = &self.committer {
             committer.commit(&epoch.positions, &id)?;
         }
-        if let Some(store) = self.store {
-            store.prune()?;
-        }
+        self.prune()?;
         metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
         metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
         // Whoever asked may be gone: nobody waits for a periodic commit at the end.
         let _ = epoch.done.send(());
+        Ok(())
+    }
+
+    /// Drops checkpoints that no position needs. Where that cannot be known now, a later commit
+    /// sees to it.
+    fn prune(&self) -> Result<(), RuntimeError> {
+        let Some(store) = self.store else { return Ok(()) };
+        let in_use = match &self.committer {
+            Some(committer) => committer.committed_metadata(),
+            None => Ok(BTreeSet::new()),
+        };
+        match in_use {
+            Ok(in_use) => store.prune(&in_use)?,
+            Err(error) => tracing::warn!(%error, "old checkpoints are kept for now"),
+        }
         Ok(())
     }
 }

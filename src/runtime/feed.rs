@@ -175,7 +175,8 @@ impl<'a> Feed<'a> {
     /// Opens a lane with the windows that it was committed with, and once, the model.
     fn take_over(&mut self, assignment: Assignment) -> Result<(), RuntimeError> {
         let lane = assignment.lane;
-        let id = assignment.committed.map(|(_, metadata)| metadata).filter(|id| !id.is_empty());
+        let (next_offset, id) = assignment.committed.unzip();
+        let id = id.filter(|id| !id.is_empty());
         let checkpoint = match (id, self.store) {
             (Some(id), Some(store)) => Some(store.load(&id, &lane.to_string())?),
             _ => self.resumed.clone(),
@@ -194,7 +195,9 @@ impl<'a> Feed<'a> {
         // From here on the model is ahead of any that a later assignment could bring.
         self.restored = true;
         self.worker(&lane).send(Task::Open(lane.clone(), windows)).map_err(ended)?;
-        let state = LaneState { next_offset: None, last_batch: Instant::now(), idle: false };
+        // A lane without news is committed too: with the checkpoints to come, which hold its
+        // windows, for older ones are dropped.
+        let state = LaneState { next_offset, last_batch: Instant::now(), idle: false };
         self.lanes.insert(lane, state);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Records from Kafka topics.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -301,6 +301,7 @@ impl Source for KafkaSource {
         Some(Box::new(Committer {
             consumer: Arc::clone(&self.consumer),
             brokers: self.brokers.clone(),
+            topics: self.topics.clone(),
         }))
     }
 }
@@ -323,6 +324,7 @@ impl Drop for KafkaSource {
 struct Committer {
     consumer: Arc<BaseConsumer<Member>>,
     brokers: String,
+    topics: Vec<String>,
 }
 
 impl Commit for Committer {
@@ -348,6 +350,26 @@ impl Commit for Committer {
                 _ => SourceError::Kafka { reason, retryable: false },
             }
         })
+    }
+
+    fn committed_metadata(&self) -> Result<BTreeSet<String>, SourceError> {
+        let read = || {
+            let mut lanes = TopicPartitionList::new();
+            for topic in &self.topics {
+                let client = self.consumer.client();
+                let partitions = kafka::partitions(client, topic, COMMITTED_TIMEOUT)?;
+                for partition in partitions.unwrap_or_default() {
+                    lanes.add_partition(topic, partition);
+                }
+            }
+            committed(&self.consumer, &lanes, COMMITTED_TIMEOUT)
+        };
+        let committed = read().map_err(|error| {
+            let reason = format!("committed offsets: {error}");
+            SourceError::Kafka { reason, retryable: true }
+        })?;
+        let elements = committed.elements();
+        Ok(elements.iter().map(|partition| partition.metadata().to_owned()).collect())
     }
 }
 

@@ -8,6 +8,7 @@ mod file;
 pub mod generator;
 mod kafka;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -213,4 +214,10 @@ pub trait Commit: Send {
     /// # Errors
     /// If the positions are not durable.
     fn commit(&self, positions: &[(Lane, i64)], metadata: &str) -> Result<(), SourceError>;
+
+    /// What the lanes of all processes that share the input are committed with.
+    ///
+    /// # Errors
+    /// If the source cannot tell now.
+    fn committed_metadata(&self) -> Result<BTreeSet<String>, SourceError>;
 }
