@@ -21,6 +21,9 @@ pub struct Learn<'a> {
     deliveries: SyncSender<Delivery>,
     /// Batches that wait for the learner.
     backlog: &'a AtomicUsize,
+    /// Whether records come no matter how fast this process is, so that training may have to give
+    /// way. A replay waits instead: what it learns must not depend on the machine's speed.
+    live: bool,
     /// Recent share of the time that learning took.
     share: f64,
     summary: Summary,
@@ -36,8 +39,14 @@ impl<'a> Learn<'a> {
         deliveries: SyncSender<Delivery>,
         backlog: &'a AtomicUsize,
     ) -> Self {
+        let live = match &pipeline.source {
+            config::Source::Kafka(_) => true,
+            config::Source::Generator(generator) => generator.rate > 0.0,
+            config::Source::File(_) => false,
+        };
         let core = Core::new(pipeline);
-        Self { pipeline, core, store, deliveries, backlog, share: 0.0, summary: Summary::default() }
+        let summary = Summary::default();
+        Self { pipeline, core, store, deliveries, backlog, live, share: 0.0, summary }
     }
 
     /// Works until nothing can come any more.
@@ -48,7 +57,7 @@ impl<'a> Learn<'a> {
                     let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
-                    self.process(ingested, waiting + 1 >= QUEUE)?;
+                    self.process(ingested, self.live && waiting + 1 >= QUEUE)?;
                 }
                 Ordered::Restore(core) => self.core = Core::load(&core, self.pipeline)?,
                 Ordered::Commit(commit) => self.commit(commit)?,
