@@ -319,17 +319,23 @@ impl Plant {
         plant
     }
 
-    /// Over the generated records of a folder, to Parquet only.
-    pub fn over_files(name: &str, path: &Path) -> Self {
+    /// Over another source, given as TOML, to Parquet only.
+    pub fn over(name: &str, source: &str) -> Self {
         let mut plant = Self::new(name);
         let file = format!(
             "name = \"plant\"\n\
-             [source]\nkind = \"file\"\npath = {path:?}\n\
              [records]\nkey = \"machine\"\ntime = \"ts\"\n\
              channels = [\"temperature\", \"vibration\", \"pressure\", \"current\", \"speed\"]\n\
-             [sink.parquet]\npath = \"\"\n"
+             [source]\n{source}\n\
+             [sink.parquet]\npath = \"out\"\n"
         );
         std::fs::write(plant.folder.path().join("plant.toml"), file).unwrap();
+        plant
+    }
+
+    /// Over the records of a file or folder, to Parquet only, without HTTP.
+    pub fn over_files(name: &str, path: &Path) -> Self {
+        let mut plant = Self::over(name, &format!("kind = \"file\"\npath = {path:?}"));
         plant.set("http.listen=\"\"");
         plant
     }
