@@ -87,10 +87,18 @@ impl Deliver<'_> {
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
-        if let Some(committer) = &self.committer {
-            committer.commit(&epoch.positions, &id)?;
+        let committed = match &self.committer {
+            Some(committer) => committer.commit(&epoch.positions, &id),
+            None => Ok(()),
+        };
+        match committed {
+            Ok(()) => self.prune()?,
+            // The next commit covers these positions too; a crash until then repeats more.
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "positions not committed, trying again at the next commit");
+            }
+            Err(error) => return Err(error.into()),
         }
-        self.prune()?;
         metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
         metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
         // Whoever asked may be gone: nobody waits for a periodic commit at the end.
