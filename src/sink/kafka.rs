@@ -226,7 +226,12 @@ fn settings(
 ) -> Result<(String, ClientConfig), SinkError> {
     let (brokers, mut properties) = match (&config.brokers, &pipeline.source) {
         (Some(brokers), _) => (brokers, config::Properties::new()),
-        (None, config::Source::Kafka(source)) => (&source.brokers, source.properties.clone()),
+        (None, config::Source::Kafka(source)) => {
+            kafka::settings(&source.brokers, &[], &source.properties, &[]).map_err(|reason| {
+                SinkError::Property { reason: format!("those of source.properties: {reason}") }
+            })?;
+            (&source.brokers, source.properties.clone())
+        }
         (None, _) => {
             let reason = "brokers are needed where the source is not Kafka".to_owned();
             return Err(SinkError::Property { reason });
