@@ -171,7 +171,7 @@ impl ProducerContext for Deliveries {
 }
 
 impl RecordTopic {
-    /// Longest wait for the brokers.
+    /// Longest wait for the last acknowledgements.
     const TIMEOUT: Duration = Duration::from_secs(30);
 
     /// `address` is `HOST:PORT,HOST:PORT/TOPIC`.
@@ -189,7 +189,7 @@ impl RecordTopic {
             settings.create_with_context(Deliveries::default())?;
         let metadata = producer
             .client()
-            .fetch_metadata(Some(topic), Self::TIMEOUT)
+            .fetch_metadata(Some(topic), kafka::CONNECT_TIMEOUT)
             .with_context(|| format!("no broker of {brokers} answers"))?;
         if metadata.topics().iter().any(|found| found.error().is_some()) {
             bail!("topic {topic} does not exist on {brokers}");

@@ -78,10 +78,21 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", message(&error));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes, each said once: many an error's text holds its cause's.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 /// Whether the arguments or the pipeline file are to blame. What is wrong with the properties of
@@ -103,3 +114,17 @@ fn is_usage(error: &anyhow::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_the_error_already_names_is_not_said_again() {
+        let reason = "no such property".to_owned();
+        let error = RuntimeError::from(SourceError::Property { reason });
+        let error = anyhow::Error::from(error).context("plant.toml");
+        assert_eq!(message(&error), "plant.toml: source: source.properties: no such property");
+        assert!(is_usage(&error));
+    }
+}
