@@ -26,6 +26,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 /// Longest wait for anything that must happen; only what hangs takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The password of the test broker's user `tester`.
+pub const PASSWORD: &str = "tester-secret";
 const TICK: Duration = Duration::from_millis(20);
 
 /// A variable that `scripts/test` sets.
@@ -321,7 +323,7 @@ impl Plant {
 
     /// Over another source, given as TOML, to Parquet only.
     pub fn over(name: &str, source: &str) -> Self {
-        let mut plant = Self::new(name);
+        let plant = Self::new(name);
         let file = format!(
             "name = \"plant\"\n\
              [records]\nkey = \"machine\"\ntime = \"ts\"\n\
@@ -338,6 +340,21 @@ impl Plant {
         let mut plant = Self::over(name, &format!("kind = \"file\"\npath = {path:?}"));
         plant.set("http.listen=\"\"");
         plant
+    }
+
+    /// As `tester`, over the listener with TLS and SCRAM; the password comes from the environment.
+    pub fn as_tester(&mut self) {
+        self.set(format!("source.brokers={}", variable("CONTRASTREAM_TEST_SASL_BROKERS")));
+        for property in [
+            "security.protocol=SASL_SSL",
+            "sasl.mechanism=SCRAM-SHA-512",
+            "sasl.username=tester",
+            "sasl.password=${TESTER_PASSWORD}",
+        ] {
+            self.set(format!("source.properties.{property}"));
+        }
+        let ca = variable("CONTRASTREAM_TEST_CA");
+        self.set(format!("source.properties.ssl.ca.location={ca}"));
     }
 
     pub fn set(&mut self, text: impl Into<String>) {
@@ -368,6 +385,7 @@ impl Plant {
         for text in &self.overrides {
             command.args(["--set", text]);
         }
+        command.env("TESTER_PASSWORD", PASSWORD);
         command
     }
 
@@ -472,6 +490,23 @@ pub fn produce(topic: &str, partitions: i32, records: &[(String, String)]) {
         producer.poll(Duration::ZERO);
     }
     producer.flush(PATIENCE).unwrap();
+}
+
+/// Allows `tester` an operation on a resource, and from now on none but those allowed.
+pub fn allow_only(operation: &str, kind: &str, name: &str) {
+    const PROGRAM: &str = "
+import sys
+from confluent_kafka.admin import (AclBinding, AclOperation, AclPermissionType, AdminClient,
+                                   ResourcePatternType, ResourceType)
+brokers, kind, name, operation = sys.argv[1:]
+acl = AclBinding(ResourceType[kind], name, ResourcePatternType.LITERAL, 'User:tester', '*',
+                 AclOperation[operation], AclPermissionType.ALLOW)
+admin = AdminClient({'bootstrap.servers': brokers})
+for answer in admin.create_acls([acl]).values():
+    answer.result(60)
+";
+    let brokers = brokers();
+    python(PROGRAM, &[brokers.as_ref(), kind.as_ref(), name.as_ref(), operation.as_ref()]);
 }
 
 /// Where a partition stands: its end, and the offset committed with its metadata.
