@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
@@ -31,6 +31,10 @@ const WAITING_BYTES: usize = 4 * BATCH_BYTES;
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before asking again for committed positions that the brokers could not tell yet.
 const COMMITTED_PAUSE: Duration = Duration::from_millis(200);
+/// Longest wait for the group's next generation, to commit in it.
+const REBALANCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before committing again in between generations.
+const REBALANCE_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for the answer whether a topic that seems to be gone is.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -340,7 +344,17 @@ impl Commit for Committer {
             partition.set_offset(Offset::Offset(*offset)).map_err(|error| lasting(&error))?;
             partition.set_metadata(metadata);
         }
-        self.consumer.commit(&offsets, CommitMode::Sync).map_err(|error| {
+        let deadline = Instant::now() + REBALANCE_TIMEOUT;
+        let outcome = loop {
+            match self.consumer.commit(&offsets, CommitMode::Sync) {
+                // The group moved on to its next generation, this member has not heard of it yet.
+                Err(error) if is_rebalance(&error) && Instant::now() < deadline => {
+                    thread::sleep(REBALANCE_PAUSE);
+                }
+                outcome => break outcome,
+            }
+        };
+        outcome.map_err(|error| {
             let reason = error.to_string();
             match error_code(&error).map(trouble) {
                 Some(Trouble::Refused) => {
@@ -371,6 +385,12 @@ impl Commit for Committer {
         let elements = committed.elements();
         Ok(elements.iter().map(|partition| partition.metadata().to_owned()).collect())
     }
+}
+
+/// Whether a commit came between two generations of the group.
+fn is_rebalance(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{IllegalGeneration, RebalanceInProgress};
+    matches!(error_code(error), Some(IllegalGeneration | RebalanceInProgress))
 }
 
 /// What the group asks of this member. It waits for the answer.
