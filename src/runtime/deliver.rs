@@ -2,14 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::RuntimeError;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::decode::DeadLetter;
 use crate::sink::{Outputs, Sink};
-use crate::source::{self, Lane};
+use crate::source::{self, Lane, SourceError};
 use crate::telemetry;
+
+/// Longest time that a commit is tried for: as long as the producer tries to deliver.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Pauses between two tries of a commit.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the sinks' thread gets, in the order in which it came about.
 pub enum Delivery {
@@ -87,18 +93,10 @@ impl Deliver<'_> {
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
-        let committed = match &self.committer {
-            Some(committer) => committer.commit(&epoch.positions, &id),
-            None => Ok(()),
-        };
-        match committed {
-            Ok(()) => self.prune()?,
-            // The next commit covers these positions too; a crash until then repeats more.
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "positions not committed, trying again at the next commit");
-            }
-            Err(error) => return Err(error.into()),
+        if let Some(committer) = &self.committer {
+            insist(|| committer.commit(&epoch.positions, &id))?;
         }
+        self.prune()?;
         metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
         metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
         // Whoever asked may be gone: nobody waits for a periodic commit at the end.
@@ -119,5 +117,43 @@ impl Deliver<'_> {
             Err(error) => tracing::warn!(%error, "old checkpoints are kept for now"),
         }
         Ok(())
+    }
+}
+
+/// Tries again for a while what failed for now: brokers restart.
+fn insist(mut commit: impl FnMut() -> Result<(), SourceError>) -> Result<(), SourceError> {
+    let deadline = Instant::now() + COMMIT_TIMEOUT;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match commit() {
+            Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                tracing::warn!(%error, retry_in = ?pause, "commit failed, trying again");
+                std::thread::sleep(pause);
+                pause = (2 * pause).min(LONGEST_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(times: usize, retryable: bool) -> impl FnMut() -> Result<(), SourceError> {
+        let mut left = times;
+        move || {
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            Err(SourceError::Kafka { reason: "away".to_owned(), retryable })
+        }
+    }
+
+    #[test]
+    fn a_commit_is_tried_again_where_that_may_help_and_only_there() {
+        assert!(insist(failing(2, true)).is_ok());
+        assert!(insist(failing(2, false)).is_err());
     }
 }
