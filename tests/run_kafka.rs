@@ -3,6 +3,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use common::{Machines, Message, Plant, Program, is_done, parquet, produce, read, standing};
 use serde_json::Value;
@@ -255,31 +257,43 @@ fn wait_lanes(program: &mut Program, expected: f64) {
         .until(&format!("{expected} lanes"), |program| (lanes(program) == expected).then_some(()));
 }
 
+/// Ends a thread that runs beside a test, however the test ends.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn replicas_share_the_partitions_and_hand_them_over_without_repeating_any() {
     let mut plant = plant("replicas");
-    plant.set("checkpoint.interval=100ms");
+    // Often, so that commits and changes of hands meet, and old checkpoints go.
+    plant.set("checkpoint.interval=50ms");
     let mut machines = Machines::new(MACHINES);
-    plant.feed(&mut machines, 30);
     let mut first = plant.run_until_ready();
     wait_lanes(&mut first, 3.0);
-    // Records keep coming while partitions change hands.
-    plant.feed(&mut machines, 30);
-    let mut second = plant.run();
-    plant.feed(&mut machines, 30);
-    second.wait_ready();
-    plant.feed(&mut machines, 30);
-    second.until("a share for each", |second| {
-        (lanes(&first) + lanes(second) == 3.0 && lanes(second) > 0.0).then_some(())
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stopped = StopOnDrop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                plant.feed(&mut machines, 4);
+            }
+        });
+        for _ in 0..2 {
+            let mut second = plant.run();
+            second.until("a share for each", |second| {
+                (lanes(&first) + lanes(second) == 3.0 && lanes(second) > 0.0).then_some(())
+            });
+            let others = second.metric("contrastream_sink_segments_total").unwrap_or(0.0);
+            second.wait_metric("contrastream_sink_segments_total", others + 10.0);
+            second.terminate().exits(0);
+            wait_lanes(&mut first, 3.0);
+        }
+        drop(stopped);
     });
-    plant.feed(&mut machines, 30);
-    plant.wait_done(&mut second);
-
-    // Each has committed often since the other last did: old checkpoints are gone.
-    plant.feed(&mut machines, 10);
-    second.terminate().exits(0);
-    plant.feed(&mut machines, 30);
-    wait_lanes(&mut first, 3.0);
     plant.wait_done(&mut first);
     first.terminate().exits(0);
 
