@@ -319,6 +319,37 @@ pub struct Scores {
     pub warmup: usize,
     /// False alarms a key may raise on a normal stream, such as `"1 per week"`.
     pub false_alarms: FalseAlarms,
+    /// What a score looks at.
+    pub parts: Vec<Part>,
+    /// Which segments of an episode a score marks. Alerts do not depend on it.
+    pub mark: Mark,
+}
+
+/// A view of a segment that its score takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// How little it looks like its predecessor's neighbour to the model.
+    Surprise,
+    /// How far its embedding is from earlier ones.
+    Distance,
+    /// How far the level of its channels, taken together, is from the key's normal. Lasts as long
+    /// as the fault does.
+    Level,
+    /// Sudden changes of its newest samples.
+    Change,
+}
+
+/// Which segments of an episode a score marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// All: a score says how abnormal the segment is.
+    #[default]
+    State,
+    /// Its onset: a score says what is new. A segment scores 0 unless it is more extreme than
+    /// every suspicious one that it shares samples with.
+    Onset,
 }
 
 /// `[sink]`: where results go; each of its tables is optional.
@@ -496,7 +527,12 @@ impl Default for Training {
 
 impl Default for Scores {
     fn default() -> Self {
-        Self { warmup: 500, false_alarms: FalseAlarms::default() }
+        Self {
+            warmup: 500,
+            false_alarms: FalseAlarms::default(),
+            parts: vec![Part::Surprise, Part::Distance, Part::Level, Part::Change],
+            mark: Mark::State,
+        }
     }
 }
 

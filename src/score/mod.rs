@@ -1,16 +1,20 @@
-//! Surprise, distance and residual become one calibrated verdict per segment.
+//! Several views of a segment become one calibrated verdict.
 //!
-//! Three statistics say how strange a segment is, each in units of its own: its InfoNCE term as
-//! its predecessor's neighbour, the distance of its embedding to earlier ones, the largest
-//! one-step forecast error among its new samples. Each is put on its key's own ruler, then turned
-//! into a tail probability from all keys' values together (`tail.rs`): a key lends its centre and
-//! spread, the pipeline the shape of the tail. The probabilities are combined, and the combination
-//! is calibrated in turn, since its parts are not independent. Everything is scored before it is
-//! learned from.
+//! Each part of `scores.parts` says how strange a segment is, in units of its own: its InfoNCE
+//! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones,
+//! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
+//! channels against the key's normal (`level.rs`). Each is measured by its key's own centre and
+//! spread, then turned into a tail probability from all keys' values together (`tail.rs`): a key
+//! lends its measure, the pipeline the shape of the tail. Fisher's method combines the
+//! probabilities to the evidence that makes the score (`combine.rs`); since parts are not
+//! independent, an alert rests on the evidence calibrated in turn. Everything is scored before it
+//! is learned from.
 
 mod causes;
+mod change;
+mod combine;
+mod level;
 mod memory;
-mod residual;
 mod ruler;
 mod tail;
 
@@ -21,11 +25,13 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use serde::{Deserialize, Serialize};
 
+use self::causes::View;
+use self::change::{Changes, SCALES};
+use self::level::Level;
 use self::memory::Memory;
-use self::residual::Forecaster;
 use self::ruler::Ruler;
 use self::tail::Tail;
-use crate::config;
+use crate::config::{self, Mark, Part};
 use crate::keys::KeyMap;
 use crate::learner::{self, Embedded, Learner};
 use crate::pairs::Origin;
@@ -35,15 +41,14 @@ use crate::window::{Segments, WindowShape};
 /// Scores segments and learns from them what is normal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Scorer {
-    warmup: u64,
-    /// Event time between two false alarms of a key, microseconds.
-    alarm_interval: f64,
+    // Not part of what is saved: the pipeline file says them anew, see `Scorer::resume`.
+    #[serde(skip)]
+    config: config::Scores,
     shape: WindowShape,
     /// Strides within which segments share samples.
     reach: u64,
     memory: Memory,
-    /// Of surprise, distance and residual.
-    tails: [Tail; 3],
+    tails: [Tail; STATISTICS],
     /// Of their combination.
     combined: Tail,
     keys: KeyMap<KeyState>,
@@ -52,17 +57,28 @@ pub struct Scorer {
     rng: Pcg64Mcg,
 }
 
+/// Statistics of a segment: surprise, distance, level, and a change per time scale.
+const STATISTICS: usize = 3 + SCALES;
+const SURPRISE: usize = 0;
+const DISTANCE: usize = 1;
+const LEVEL: usize = 2;
+const CHANGE: usize = 3;
+
 /// What the scorer keeps per key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct KeyState {
     segments: u64,
-    previous: Option<Origin>,
-    forecasters: Vec<Forecaster>,
-    rulers: [Ruler; 3],
+    /// One per channel.
+    changes: Vec<Changes>,
+    level: Level,
+    level_excursion: Excursion,
+    /// Of surprise and distance.
+    rulers: [Ruler; 2],
     /// End of the last segment, and the mean time from one to the next, microseconds.
     last_end: i64,
     step: f64,
     episode: Option<Episode>,
+    peak: Option<Peak>,
 }
 
 /// An alert that lasts over segments.
@@ -72,6 +88,32 @@ struct Episode {
     /// Sequence number of its last alerting segment.
     last: u64,
     open: bool,
+}
+
+/// Suspicious levels in a row, so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Excursion {
+    /// The largest distance.
+    peak: f32,
+    alerted: bool,
+}
+
+/// The most extreme of the suspicious segments of late.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Peak {
+    ln_p: f64,
+    sequence: u64,
+}
+
+/// What is found in one segment before anything is combined.
+struct Findings {
+    /// Measured by the key's own measure, `None` where nothing can be said.
+    statistics: [Option<f32>; STATISTICS],
+    surprise: Option<f32>,
+    distance: Option<f32>,
+    level: Option<level::Found>,
+    /// Per channel, its largest change per time scale.
+    changes: Vec<[f32; SCALES]>,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -88,8 +130,7 @@ impl Scorer {
     pub fn new(pipeline: &config::Pipeline) -> Self {
         let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
         Self {
-            warmup: pipeline.scores.warmup as u64,
-            alarm_interval: pipeline.scores.false_alarms.mean_interval_micros(),
+            config: pipeline.scores.clone(),
             reach: learner::reach(&shape, &pipeline.pairs),
             memory: Memory::new(
                 REMEMBERED,
@@ -97,7 +138,7 @@ impl Scorer {
                 shape.channels * shape.length,
             ),
             tails: Default::default(),
-            combined: Tail::default(),
+            combined: Tail::exponential(),
             keys: KeyMap::new(pipeline.windows.max_keys),
             version: 0,
             rng: Pcg64Mcg::seed_from_u64(pipeline.training.seed),
@@ -107,8 +148,7 @@ impl Scorer {
 
     /// Takes on what `pipeline` says of scores, after loading.
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Self {
-        self.warmup = pipeline.scores.warmup as u64;
-        self.alarm_interval = pipeline.scores.false_alarms.mean_interval_micros();
+        self.config = pipeline.scores.clone();
         self
     }
 
@@ -141,6 +181,7 @@ impl Scorer {
             })
             .collect();
 
+        let interval = self.config.false_alarms.mean_interval_micros();
         let mut scores = Vec::with_capacity(range.len());
         for (row, index) in range.enumerate() {
             let values = &embedded.values[row * size..(row + 1) * size];
@@ -150,56 +191,78 @@ impl Scorer {
             let slot = self.keys.touch(&meta.key, |_| KeyState::default());
             let (key, state) = self.keys.at(slot);
 
-            let errors =
-                state.forecast_errors(values, self.shape.length, segments.fresh[index], &origin);
-            let residual = errors.iter().copied().fold(0.0, f32::max);
-            let found = [embedded.surprises[row], distances[row], Some(residual)];
-            let rarest = state.alarm_probability(meta.window_end, self.alarm_interval);
-            let statistics = state.on_rulers(found);
-            let parts: [f64; 3] = std::array::from_fn(|part| {
-                statistics[part].map_or(1.0, |value| self.tails[part].p_value(value))
-            });
-            // Euclidean in -ln p: one rare part is enough, several moderate ones add up.
-            let combined = parts.iter().map(|p| p.ln().powi(2)).sum::<f64>().sqrt();
-            let p_value = self.combined.p_value(combined as f32);
-            let warm = state.segments >= self.warmup;
+            let rarest = state.alarm_probability(meta.window_end, interval);
+            let found = state.find(
+                segments.segment(index, size),
+                segments.fresh[index],
+                &self.shape,
+                embedded.surprises[row],
+                distances[row],
+            );
+            let mut parts = [None; STATISTICS];
+            for part in &self.config.parts {
+                for at in statistics_of(*part) {
+                    parts[at] = found.statistics[at].map(|value| self.tails[at].p_value(value));
+                }
+            }
+            let ln_p = combine::ln_p_value(parts.into_iter().flatten());
+            let evidence = -ln_p as f32;
+            let p_value = self.combined.p_value(evidence);
+            let warm = state.segments >= self.config.warmup as u64;
             let alert_id = state.episode(key, &origin, warm, p_value, rarest, self.reach);
             let alert = alert_id.is_some();
             let causes = if alert {
-                causes::causes(values, self.shape.channels, &errors, &parts, |occluded| {
-                    let embeddings = learner.embed_standardised(occluded);
-                    let cosines = self.memory.cosines(&embeddings);
-                    (0..self.shape.channels)
-                        .map(|channel| {
-                            let cosines = &cosines[channel * known..(channel + 1) * known];
-                            self.memory.distance(cosines, &origin, self.reach)
-                        })
-                        .zip(std::iter::repeat(distances[row]))
-                        .map(|(without, with)| with.unwrap_or(0.0) - without.unwrap_or(0.0))
-                        .collect()
-                })
+                let evidence_of = |range: Range<usize>| {
+                    let parts = parts[range].iter().flatten();
+                    parts.map(|p| -p.ln()).fold(0.0, f64::max)
+                };
+                let mut views =
+                    found.views(evidence_of(LEVEL..CHANGE), evidence_of(CHANGE..STATISTICS));
+                if self.shape.channels > 1 {
+                    let occluded = causes::occluded(values, self.shape.channels);
+                    let cosines = self.memory.cosines(&learner.embed_standardised(&occluded));
+                    let nearer = |channel: usize| {
+                        let cosines = &cosines[channel * known..(channel + 1) * known];
+                        let without = self.memory.distance(cosines, &origin, self.reach);
+                        distances[row].unwrap_or(0.0) - without.unwrap_or(0.0)
+                    };
+                    let weights = (0..self.shape.channels).map(nearer).collect();
+                    views.push(View { evidence: evidence_of(SURPRISE..LEVEL), weights });
+                }
+                causes::causes(self.shape.channels, &views)
             } else {
                 Vec::new()
             };
+            let marked = match self.config.mark {
+                Mark::State => ln_p,
+                Mark::Onset => state.onset(ln_p, rarest, &origin, self.reach),
+            };
             scores.push(Score {
-                score: verdict(p_value, rarest),
+                score: verdict(marked, rarest),
                 p_value,
-                surprise: found[0].unwrap_or(0.0),
-                distance: found[1].unwrap_or(0.0),
-                residual,
+                surprise: found.surprise.unwrap_or(0.0),
+                distance: found.distance.unwrap_or(0.0),
+                residual: found.statistics[CHANGE].unwrap_or(0.0),
                 alert,
                 alert_id,
                 causes,
                 warm,
             });
 
-            for (part, value) in statistics.iter().enumerate() {
-                if let Some(value) = value {
-                    self.tails[part].learn(*value, rarest);
+            for at in (0..STATISTICS).filter(|at| *at != LEVEL) {
+                if let Some(value) = found.statistics[at] {
+                    self.tails[at].learn(value);
                 }
             }
-            self.combined.learn(combined as f32, rarest);
-            state.learn(found, &origin, meta.window_end);
+            // What alerts is not to teach that it is normal; the parts' tails bound outliers.
+            if !alert {
+                self.combined.learn(evidence);
+            }
+            if let Some(level) = &found.level {
+                let lessons = state.level_excursion.take_in(level, alert);
+                lessons.for_each(|value| self.tails[LEVEL].learn(value));
+            }
+            state.learn(&found, meta.window_end);
             if !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED) {
                 self.memory.admit(embedding, values, origin, &mut self.rng);
             }
@@ -208,29 +271,79 @@ impl Scorer {
     }
 }
 
+fn statistics_of(part: Part) -> Range<usize> {
+    match part {
+        Part::Surprise => SURPRISE..SURPRISE + 1,
+        Part::Distance => DISTANCE..DISTANCE + 1,
+        Part::Level => LEVEL..LEVEL + 1,
+        Part::Change => CHANGE..CHANGE + SCALES,
+    }
+}
+
+impl Findings {
+    /// What level and changes say about the channels.
+    fn views(&self, level_evidence: f64, change_evidence: f64) -> Vec<View> {
+        let squares = |values: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
+            values.map(|value| value.powi(2)).collect()
+        };
+        let largest = |sizes: &[f32; SCALES]| sizes.iter().copied().fold(0.0, f32::max);
+        let mut views = vec![View {
+            evidence: change_evidence,
+            weights: squares(&mut self.changes.iter().map(largest)),
+        }];
+        if let Some(level) = &self.level {
+            let weights = squares(&mut level.deviations.iter().copied());
+            views.push(View { evidence: level_evidence, weights });
+        }
+        views
+    }
+}
+
+impl Excursion {
+    /// The distances to calibrate by after a level. An excursion counts once, by its peak, when it
+    /// is over: how often there are such excursions is to be known. One that raised an alert does
+    /// not count.
+    fn take_in(&mut self, level: &level::Found, alert: bool) -> impl Iterator<Item = f32> {
+        let over = if level.suspicious {
+            self.peak = self.peak.max(level.distance);
+            self.alerted |= alert;
+            None
+        } else {
+            let over = std::mem::take(self);
+            (over.peak > 0.0 && !over.alerted).then_some(over.peak)
+        };
+        over.into_iter().chain((!level.suspicious && !alert).then_some(level.distance))
+    }
+}
+
 impl KeyState {
-    /// Per channel, the largest one-step forecast error among the fresh samples of a standardised
-    /// segment `[channels, time]`.
-    fn forecast_errors(
+    /// Looks at a raw segment `[channels, time]`, of which the `fresh` last samples are new. The
+    /// key's changes and level learn from it, its rulers do not.
+    fn find(
         &mut self,
         values: &[f32],
-        time: usize,
         fresh: usize,
-        origin: &Origin,
-    ) -> Vec<f32> {
-        let continues = self.previous.is_some_and(|previous| origin.follows(&previous));
-        self.forecasters.resize_with(values.len() / time, Forecaster::default);
-        self.forecasters
+        shape: &WindowShape,
+        surprise: Option<f32>,
+        distance: Option<f32>,
+    ) -> Findings {
+        self.changes.resize_with(shape.channels, Changes::default);
+        let changes: Vec<[f32; SCALES]> = self
+            .changes
             .iter_mut()
-            .zip(values.chunks_exact(time))
-            .map(|(forecaster, samples)| {
-                if !continues {
-                    forecaster.restart();
-                }
-                let new = &samples[time - fresh.min(time)..];
-                new.iter().map(|sample| forecaster.push(*sample)).fold(0.0, f32::max)
-            })
-            .collect()
+            .zip(values.chunks_exact(shape.length))
+            .map(|(changes, samples)| changes.push(samples, fresh))
+            .collect();
+        let level = self.level.push(values, shape.length, fresh);
+        let mut statistics = [None; STATISTICS];
+        statistics[SURPRISE] = surprise.map(|value| self.rulers[0].measure(value));
+        statistics[DISTANCE] = distance.map(|value| self.rulers[1].measure(value));
+        statistics[LEVEL] = level.as_ref().map(|level| level.distance);
+        for scale in 0..SCALES {
+            let largest = changes.iter().map(|sizes| sizes[scale]).fold(0.0, f32::max);
+            statistics[CHANGE + scale] = Some(largest);
+        }
+        Findings { statistics, surprise, distance, level, changes }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -239,8 +352,17 @@ impl KeyState {
         (step / interval).clamp(RAREST, MOST_FREQUENT)
     }
 
-    fn on_rulers(&self, found: [Option<f32>; 3]) -> [Option<f32>; 3] {
-        std::array::from_fn(|part| found[part].map(|value| self.rulers[part].measure(value)))
+    /// `ln_p` if a segment is more extreme than every suspicious one that it may share samples
+    /// with, else 0: what has been marked is not marked again. Suspicious is what would make an
+    /// alert last.
+    fn onset(&mut self, ln_p: f64, rarest: f64, origin: &Origin, reach: u64) -> f64 {
+        let past = self.peak.filter(|peak| origin.sequence - peak.sequence <= reach);
+        if past.is_some_and(|peak| peak.ln_p <= ln_p) {
+            return 0.0;
+        }
+        let suspicious = ln_p < 0.5 * rarest.ln();
+        self.peak = suspicious.then_some(Peak { ln_p, sequence: origin.sequence });
+        ln_p
     }
 
     /// The id of the alert that a segment belongs to, if any. Once begun, an alert lasts while
@@ -280,8 +402,8 @@ impl KeyState {
         }
     }
 
-    fn learn(&mut self, found: [Option<f32>; 3], origin: &Origin, window_end: i64) {
-        for (ruler, value) in self.rulers.iter_mut().zip(found) {
+    fn learn(&mut self, found: &Findings, window_end: i64) {
+        for (ruler, value) in self.rulers.iter_mut().zip([found.surprise, found.distance]) {
             if let Some(value) = value {
                 ruler.learn(value);
             }
@@ -294,12 +416,12 @@ impl KeyState {
         }
         self.last_end = window_end;
         self.segments += 1;
-        self.previous = Some(*origin);
     }
 }
 
-/// A score in 0..1 that is 0.5 where an alert begins: `L / (1 + L)` with `L = ln p / ln p_alert`.
-fn verdict(p_value: f64, rarest: f64) -> f64 {
-    let level = p_value.ln() / rarest.ln();
+/// A score in 0..1, 0.5 where the evidence alone would begin an alert: `L / (1 + L)` with
+/// `L = ln p / ln p_alert`.
+fn verdict(ln_p: f64, rarest: f64) -> f64 {
+    let level = ln_p / rarest.ln();
     level / (1.0 + level)
 }

@@ -16,6 +16,8 @@ pub struct Tail {
     sorted: Vec<f32>,
     until_fit: usize,
     excess: Option<Excess>,
+    /// Whether the excesses are exponential of scale 1 or more, instead of generalised Pareto.
+    exponential: bool,
 }
 
 /// Values above `threshold`: a share `share` of all, their excesses generalised Pareto.
@@ -32,17 +34,32 @@ const CAPACITY: usize = 4096;
 /// Fewest excesses that a fit is made from.
 const FEWEST: usize = 10;
 /// Share of the values that lie above the threshold, once that is [`FEWEST`] or more.
-const ABOVE: f64 = 0.05;
+const ABOVE: f64 = 0.02;
+/// A value rarer than this is an outlier: it may not widen the known range at will.
+const OUTLIER: f64 = 1e-6;
 /// Heaviest tail believed: beyond, the mean would be all but infinite.
 const HEAVIEST: f64 = 0.5;
 
 impl Default for Tail {
     fn default() -> Self {
-        Self { values: Vec::new(), next: 0, sorted: Vec::new(), until_fit: 1, excess: None }
+        Self {
+            values: Vec::new(),
+            next: 0,
+            sorted: Vec::new(),
+            until_fit: 1,
+            excess: None,
+            exponential: false,
+        }
     }
 }
 
 impl Tail {
+    /// For a statistic that is itself `-ln p` of a p-value: exponential of scale 1 were that exact,
+    /// wider where it is optimistic.
+    pub fn exponential() -> Self {
+        Self { exponential: true, ..Self::default() }
+    }
+
     /// Probability that a value is at least `value`, never 0.
     pub fn p_value(&self, value: f32) -> f64 {
         if let Some(excess) = self.excess.filter(|excess| f64::from(value) > excess.threshold) {
@@ -53,15 +70,18 @@ impl Tail {
         (not_below + 1) as f64 / (self.sorted.len() + 1) as f64
     }
 
-    /// Learns a value. What is rarer than `rarest` counts as just that rare: an anomaly must not
-    /// teach that anomalies are normal, but a lasting change does move the tail.
-    pub fn learn(&mut self, value: f32, rarest: f64) {
+    /// Learns a value. An outlier at most doubles the range of the values above the median: one
+    /// anomaly must not teach that anomalies are normal, but a lasting change does move the tail.
+    pub fn learn(&mut self, value: f32) {
         if !value.is_finite() {
             return;
         }
-        let value = match self.excess {
-            Some(excess) if excess.p_value(f64::from(value)) < rarest => {
-                excess.quantile(rarest) as f32
+        let value = match (self.excess, self.sorted.last()) {
+            (Some(excess), Some(&largest)) if excess.p_value(f64::from(value)) < OUTLIER => {
+                let range = largest - self.sorted[self.sorted.len() / 2];
+                let bound = (largest + range).max(excess.quantile(OUTLIER) as f32);
+                // All values alike: there is no range to double.
+                if range > 0.0 { value.min(bound) } else { value }
             }
             _ => value,
         };
@@ -86,7 +106,11 @@ impl Tail {
         self.excess = (self.sorted.len() >= 2 * above).then(|| {
             let (body, tail) = self.sorted.split_at(self.sorted.len() - above);
             let threshold = f64::from(body[body.len() - 1]);
-            Excess::fit(threshold, above as f64 / self.sorted.len() as f64, tail)
+            let share = above as f64 / self.sorted.len() as f64;
+            match self.exponential {
+                true => Excess::exponential(threshold, share, tail),
+                false => Excess::fit(threshold, share, tail),
+            }
         });
     }
 }
@@ -107,12 +131,17 @@ impl Excess {
         let mean = mean.max(1e-9);
         let spread = (mean - 2.0 * weighted).max(1e-3 * mean);
         let shape = 2.0 - mean / spread;
-        // A tail with an end would call everything past it impossible, on little evidence.
-        if shape <= 0.0 {
-            return Self { threshold, share, scale: mean, shape: 0.0 };
-        }
-        let shape = shape.min(HEAVIEST);
+        // At least as heavy as the predictive distribution of an exponential whose scale is known
+        // from `count` excesses only (a Lomax of shape 1 / count); a tail with an end would call
+        // everything past it impossible, on little evidence.
+        let shape = shape.clamp(1.0 / count, HEAVIEST);
         Self { threshold, share, scale: mean * (1.0 - shape), shape }
+    }
+
+    fn exponential(threshold: f64, share: f64, tail: &[f32]) -> Self {
+        let excesses = tail.iter().map(|value| f64::from(*value) - threshold);
+        let mean = excesses.sum::<f64>() / tail.len() as f64;
+        Self { threshold, share, scale: mean.max(1.0), shape: 0.0 }
     }
 
     fn p_value(&self, value: f64) -> f64 {
@@ -146,7 +175,7 @@ mod tests {
         let mut rng = Pcg64Mcg::seed_from_u64(6);
         let mut tail = Tail::default();
         for _ in 0..count {
-            tail.learn(draw(&mut rng), 1e-6);
+            tail.learn(draw(&mut rng));
         }
         (tail, rng)
     }
@@ -186,12 +215,21 @@ mod tests {
     #[test]
     fn anomalies_do_not_teach_that_they_are_normal() {
         let (mut tail, _) = learned(2000, |rng| Exp1.sample(rng));
-        assert!(tail.p_value(20.0) < 1e-5);
+        assert!(tail.p_value(25.0) < 1e-5);
         for _ in 0..5 {
-            tail.learn(1000.0, 1e-4);
+            tail.learn(1000.0);
         }
         tail.fit();
-        assert!(tail.p_value(20.0) < 1e-4 && tail.p_value(1000.0) < 1e-6);
+        assert!(tail.p_value(25.0) < 1e-3 && tail.p_value(1000.0) < 1e-6);
+    }
+
+    #[test]
+    fn a_statistic_that_was_constant_learns_to_vary() {
+        let (mut tail, mut rng) = learned(200, |_| 2.0);
+        for _ in 0..400 {
+            tail.learn(2.0 + Distribution::<f32>::sample(&Exp1, &mut rng));
+        }
+        assert!(tail.p_value(4.0) > 0.05, "{}", tail.p_value(4.0));
     }
 
     #[test]
@@ -199,6 +237,18 @@ mod tests {
         let (tail, _) = learned(200, |_| 2.0);
         assert!(tail.p_value(2.0) > 0.9);
         assert!(tail.p_value(2.1) < 1e-6);
+    }
+
+    #[test]
+    fn an_exponential_tail_corrects_optimistic_p_values() {
+        let mut rng = Pcg64Mcg::seed_from_u64(6);
+        let mut tail = Tail::exponential();
+        // -ln p that is half again too large.
+        for _ in 0..2000 {
+            tail.learn(1.5 * Distribution::<f32>::sample(&Exp1, &mut rng));
+        }
+        let ln_p = tail.p_value(15.0).ln();
+        assert!((-12.0..-8.0).contains(&ln_p), "{ln_p}");
     }
 
     proptest! {
@@ -209,7 +259,7 @@ mod tests {
         ) {
             let mut tail = Tail::default();
             for value in values {
-                tail.learn(value, 1e-6);
+                tail.learn(value);
             }
             probes.sort_by(f32::total_cmp);
             let p: Vec<f64> = probes.iter().map(|probe| tail.p_value(*probe)).collect();

@@ -35,7 +35,7 @@ pub struct SegmentMeta {
 /// The calibrated verdict on one segment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// 0..1, 0.5 where an alert begins.
+    /// 0..1: how much speaks against a normal segment; about 0.5 where an alert begins.
     pub score: f64,
     /// Probability that a normal segment looks at least this strange.
     pub p_value: f64,
