@@ -53,6 +53,8 @@ pub struct Recording {
     pub csv: Csv,
     /// Each row's time as it stands in the file.
     pub times: Vec<String>,
+    /// Number of the line at which each row begins; the first line of a file is 1.
+    pub lines: Vec<i64>,
     /// Whether each row is anomalous, where that is labelled.
     pub labels: Option<Vec<bool>>,
     /// Rows of each labelled window, in order, where a labels file has the series.
@@ -125,7 +127,9 @@ impl Series {
     /// If the file cannot be read, lacks a column, has no rows, a malformed label, or no row
     /// within a labelled window.
     pub fn load(&self) -> Result<Recording, EvaluateError> {
-        let mut reader = self.reader()?;
+        let bytes =
+            fs::read(&self.path).map_err(|reason| EvaluateError::file(&self.path, reason))?;
+        let mut reader = self.reader(&bytes)?;
         let header = if self.dialect().columns.is_empty() {
             reader.headers().map_err(|reason| self.malformed(&reason))?.clone()
         } else {
@@ -142,6 +146,8 @@ impl Series {
         let label = column(LABEL).filter(|_| self.layout != Layout::Nab && !is_channel(LABEL));
 
         let mut times = Vec::new();
+        let mut lines = Lines { bytes: &bytes, at: 0, number: 1 };
+        let mut line_numbers = Vec::new();
         let mut instants = Vec::new();
         let mut labels = Vec::new();
         let mut numeric = vec![None; header.len()];
@@ -154,6 +160,7 @@ impl Series {
             }
             let time = &row[time];
             times.push(time.to_owned());
+            line_numbers.push(lines.number_of(&row));
             if self.windows.is_some() {
                 instants.push(instant(time, self.records.time_unit).ok_or_else(|| {
                     malformed(format!("column {time_name}: expected a time, found \"{time}\""))
@@ -185,22 +192,21 @@ impl Series {
             Some(windows) => Some(rows_within(windows, times.len())),
             None => label.map(|_| labels),
         };
-        Ok(Recording { records, csv: self.dialect(), times, labels, windows })
+        Ok(Recording { records, csv: self.dialect(), times, lines: line_numbers, labels, windows })
     }
 
-    fn reader(&self) -> Result<csv::Reader<fs::File>, EvaluateError> {
+    fn reader<'a>(&self, bytes: &'a [u8]) -> Result<csv::Reader<&'a [u8]>, EvaluateError> {
         let dialect = self.dialect();
         let delimiter = u8::try_from(dialect.delimiter).map_err(|_| {
             let reason = format!("delimiter '{}': expected one byte", dialect.delimiter);
             EvaluateError::file(&self.path, reason)
         })?;
-        csv::ReaderBuilder::new()
+        Ok(csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .has_headers(dialect.columns.is_empty())
             // Rows of another length are refused with their line by `load`.
             .flexible(true)
-            .from_path(&self.path)
-            .map_err(|reason| self.malformed(&reason))
+            .from_reader(bytes))
     }
 
     fn dialect(&self) -> Csv {
@@ -282,6 +288,27 @@ impl Series {
             }
             (_, _) => EvaluateError::file(&self.path, reason),
         }
+    }
+}
+
+/// Counts the lines of a file up to its rows.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    number: i64,
+}
+
+impl Lines<'_> {
+    /// Number of the line at which `row` begins; rows come in order. The reader places a row right
+    /// behind the one before, ahead of the rest of a line end and of blank lines.
+    fn number_of(&mut self, row: &StringRecord) -> i64 {
+        let start = row.position().map_or(0, |position| position.byte() as usize);
+        let is_row = |at: usize| at >= start && !matches!(self.bytes[at], b'\r' | b'\n');
+        while self.at < self.bytes.len() && !is_row(self.at) {
+            self.number += i64::from(self.bytes[self.at] == b'\n');
+            self.at += 1;
+        }
+        self.number
     }
 }
 
@@ -560,6 +587,18 @@ mod tests {
         };
         assert_eq!(windows(folder.path()), [Some(vec![]), Some(vec![1..2]), None]);
         assert_eq!(windows(&folder.path().join("b/1.csv")), [Some(vec![1..2])]);
+    }
+
+    #[test]
+    fn rows_know_the_lines_at_which_they_begin() {
+        let rows = "machine|ts|temperature\n\nm|1|2\nm|2|\"a\nb\"\n\n\nm|3|4";
+        for text in [rows.to_owned(), format!("\n{rows}\n"), rows.replace('\n', "\r\n")] {
+            let shift = i64::from(text.starts_with('\n'));
+            for mark in ["", "\u{feff}"] {
+                let lines = load(Layout::Csv, &format!("{mark}{text}"), None).unwrap().lines;
+                assert_eq!(lines, [3, 4, 8].map(|line| line + shift), "{mark:?}{text:?}");
+            }
+        }
     }
 
     #[test]

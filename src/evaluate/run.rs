@@ -1,16 +1,22 @@
 //! Runs a pipeline over labelled recordings, prequentially: every segment is scored before it is
 //! learned from, and every series begins with a fresh model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use rustc_hash::FxHashMap;
+
 use super::layout::{Recording, Series, write_scores};
 use super::{EvaluateError, Judged, Layout, Report};
 use crate::config::{self, Pipeline};
+use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
 use crate::runtime::Core;
+use crate::sink::SegmentMeta;
 use crate::source::{Event, FileSource, Payload, Source};
 use crate::window::{Segmenter, Segments, WindowShape};
 
@@ -71,7 +77,6 @@ pub fn run(
 
 fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, EvaluateError> {
     let recording = series.load()?;
-    let rows = recording.times.len();
     let file = config::FileSource {
         path: series.path.clone(),
         format: Some(config::Format::Csv),
@@ -83,12 +88,11 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
         source: config::Source::File(file.clone()),
         ..pipeline.clone()
     };
-    // Training must not depend on how fast this machine is.
-    let mut verdicts = Verdicts::new(rows, first_row(&file.csv));
     let failed = |reason: &dyn std::fmt::Display| EvaluateError::file(&series.path, reason);
     let mut source = FileSource::open(&file, &pipeline.records, &BTreeMap::new())
         .map_err(|error| failed(&error))?;
     let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+    let mut verdicts = Verdicts::new(recording.lines.clone(), &shape);
     let mut core = Core::new(&pipeline);
     let mut segmenter = None;
     loop {
@@ -100,6 +104,7 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
                 let segmenter = segmenter.get_or_insert_with(|| {
                     Segmenter::new(batch.lane, shape.clone(), pipeline.windows.max_keys)
                 });
+                verdicts.expect(&decoded.records);
                 let segments = segmenter.push(&decoded.records).map_err(|error| failed(&error))?;
                 verdicts.take(&mut core, &segments);
             }
@@ -115,52 +120,215 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
     Ok(Scored { recording, scores, alerts })
 }
 
-/// Line of the first row of a file: its header, if it has one, is line 1.
-fn first_row(csv: &config::Csv) -> i64 {
-    if csv.columns.is_empty() { 2 } else { 1 }
-}
-
 /// A score per input row: that of the first segment which holds it.
 struct Verdicts {
-    first_row: i64,
-    rows: Vec<Option<(f64, bool)>>,
+    /// Line at which each row of the file begins.
+    lines: Vec<i64>,
+    /// Key and verdict of each row.
+    rows: Vec<(Option<usize>, Option<Verdict>)>,
+    /// Numbers of the keys.
+    keys: FxHashMap<String, usize>,
+    /// Per key: rows that no segment has reached yet, by (time, line).
+    waiting: Vec<VecDeque<Waiting>>,
+    /// How far the records of a sample may lie behind its time, microseconds: a bin's width.
+    width: i64,
+}
+
+/// A score, and whether it belongs to an alert.
+type Verdict = (f64, bool);
+
+#[derive(Clone, Copy)]
+struct Waiting {
+    time: i64,
+    line: i64,
+    row: usize,
 }
 
 impl Verdicts {
-    fn new(rows: usize, first_row: i64) -> Self {
-        Self { first_row, rows: vec![None; rows] }
+    fn new(lines: Vec<i64>, shape: &WindowShape) -> Self {
+        Self {
+            rows: vec![(None, None); lines.len()],
+            lines,
+            keys: FxHashMap::default(),
+            waiting: Vec::new(),
+            width: shape.resample.unwrap_or(1),
+        }
+    }
+
+    /// Notes the rows whose segments are to come.
+    fn expect(&mut self, records: &RecordBatch) {
+        let keys = records.column(KEY_COLUMN).as_string::<i32>();
+        let times = records.column(TIME_COLUMN).as_primitive::<TimestampMicrosecondType>();
+        let lines = records.column(OFFSET_COLUMN).as_primitive::<Int64Type>();
+        for ((key, &time), &line) in keys.iter().zip(times.values()).zip(lines.values()) {
+            let Some(row) = self.lines.partition_point(|first| *first <= line).checked_sub(1)
+            else {
+                continue;
+            };
+            let key = key.unwrap_or_default();
+            let key = self.keys.get(key).copied().unwrap_or_else(|| {
+                self.waiting.push(VecDeque::new());
+                self.keys.insert(key.to_owned(), self.waiting.len() - 1);
+                self.waiting.len() - 1
+            });
+            self.rows[row].0 = Some(key);
+            let waiting = &mut self.waiting[key];
+            let at = waiting.partition_point(|before| (before.time, before.line) <= (time, line));
+            waiting.insert(at, Waiting { time, line, row });
+        }
     }
 
     fn take(&mut self, core: &mut Core, segments: &Segments) {
-        let mut index = 0;
+        // Training must not depend on how fast this machine is.
         core.process(
             segments,
             |_| true,
             |outputs| {
                 for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
-                    let fresh = segments.fresh[index] as i64;
-                    index += 1;
-                    for offset in meta.last_offset - fresh + 1..=meta.last_offset {
-                        let row = usize::try_from(offset - self.first_row).ok();
-                        if let Some(row) = row.and_then(|row| self.rows.get_mut(row)) {
-                            row.get_or_insert((score.score, score.alert));
-                        }
-                    }
+                    self.give(meta, (score.score, score.alert));
                 }
             },
         );
     }
 
+    /// Gives a segment's verdict to the rows within that no earlier one held.
+    fn give(&mut self, segment: &SegmentMeta, verdict: Verdict) {
+        let Some(&key) = self.keys.get(&*segment.key) else { return };
+        let waiting = &mut self.waiting[key];
+        let end = segment.window_end.saturating_add(self.width);
+        let mut at = 0;
+        while let Some(&Waiting { time, line, row }) = waiting.get(at).filter(|row| row.time < end)
+        {
+            // Of several rows of one time, the later ones may be in the next segment only.
+            if line > segment.last_offset {
+                at += 1;
+                continue;
+            }
+            waiting.remove(at);
+            // Older ones were late, or between the windows.
+            if time >= segment.window_start {
+                self.rows[row].1.get_or_insert(verdict);
+            }
+        }
+    }
+
     /// Rows that no segment holds (the first ones, late ones, those of a gap) take the verdict of
-    /// the row before.
+    /// the row of their key before, and what is no record that of the row before.
     fn per_row(self) -> (Vec<f64>, Vec<bool>) {
         let mut last = (0.0, false);
+        let mut last_of_key = vec![last; self.waiting.len()];
         self.rows
             .into_iter()
-            .map(|row| {
-                last = row.unwrap_or(last);
+            .map(|(key, verdict)| {
+                last = verdict.unwrap_or_else(|| key.map_or(last, |key| last_of_key[key]));
+                if let Some(key) = key {
+                    last_of_key[key] = last;
+                }
                 last
             })
             .unzip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        ArrayRef, Float32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+    };
+
+    use super::*;
+    use crate::decode::records_schema;
+    use crate::source::Lane;
+
+    const NONE: f64 = 0.0;
+
+    /// The score of each row, where every segment's score tells its place: 1 for the first one.
+    /// Rows are (key, time, line), at the lines given where no record came of one.
+    fn scores(shape: WindowShape, lines: &[i64], records: &[(&str, i64, i64)]) -> Vec<f64> {
+        let mut verdicts = Verdicts::new(lines.to_vec(), &shape);
+        let mut segmenter = Segmenter::new(Lane::new("file", 0), shape, 10);
+        let keys = StringArray::from_iter_values(records.iter().map(|record| record.0));
+        let times = records.iter().map(|record| record.1);
+        let times = TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC");
+        let offsets = Int64Array::from_iter_values(records.iter().map(|record| record.2));
+        let values = Float32Array::from(vec![1.0; records.len()]);
+        let columns: Vec<ArrayRef> =
+            vec![Arc::new(keys), Arc::new(times), Arc::new(offsets), Arc::new(values)];
+        let batch = RecordBatch::try_new(records_schema(&["c".to_owned()]), columns).unwrap();
+        verdicts.expect(&batch);
+        let mut segments = segmenter.push(&batch).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX));
+        for (place, segment) in (1..).zip(&segments.meta) {
+            verdicts.give(segment, (f64::from(place), false));
+        }
+        verdicts.per_row().0
+    }
+
+    fn shape() -> WindowShape {
+        WindowShape {
+            channels: 1,
+            length: 3,
+            stride: 1,
+            resample: None,
+            max_gap: None,
+            lateness: 0,
+        }
+    }
+
+    fn one_key(times: &[i64]) -> Vec<(&'static str, i64, i64)> {
+        times.iter().zip(2..).map(|(time, line)| ("m", *time, line)).collect()
+    }
+
+    #[test]
+    fn a_row_has_the_verdict_of_the_first_segment_that_holds_it() {
+        let (lines, rows) = ([2, 3, 4, 5, 6, 7, 8], one_key(&[1, 2, 3, 4, 4, 4, 5]));
+        assert_eq!(scores(shape(), &lines, &rows), [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let by_two = WindowShape { stride: 2, ..shape() };
+        assert_eq!(scores(by_two, &lines, &rows), [1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn a_row_that_no_segment_holds_has_the_verdict_before() {
+        // Late; between windows farther apart than they are long; after the last window.
+        let (lines, rows) = ([2, 3, 4, 5, 6, 7], one_key(&[1, 2, 3, 1, 4, 5]));
+        assert_eq!(scores(shape(), &lines, &rows), [1.0, 1.0, 1.0, 1.0, 2.0, 3.0]);
+        let apart = WindowShape { length: 1, stride: 2, ..shape() };
+        let rows = one_key(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(scores(apart, &lines, &rows), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn rows_of_several_keys_do_not_take_each_others_verdicts() {
+        let rows = [
+            ("m", 1, 2),
+            ("n", 1, 3),
+            ("m", 2, 4),
+            ("m", 3, 5),
+            ("n", 2, 6),
+            ("m", 4, 7),
+            ("n", 3, 8),
+        ];
+        let lines = [2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(scores(shape(), &lines, &rows), [1.0, 3.0, 1.0, 1.0, 3.0, 2.0, 3.0]);
+        let lonely = [("m", 1, 2), ("m", 2, 3), ("m", 3, 4), ("n", 1, 5), ("m", 4, 6)];
+        assert_eq!(scores(shape(), &lines[..5], &lonely), [1.0, 1.0, 1.0, NONE, 2.0]);
+    }
+
+    #[test]
+    fn all_rows_of_a_bin_have_its_verdict() {
+        let binned = WindowShape { length: 2, resample: Some(10), max_gap: Some(100), ..shape() };
+        let rows = one_key(&[0, 4, 9, 10, 11, 20, 25, 29]);
+        let lines = [2, 3, 4, 5, 6, 7, 8, 9];
+        assert_eq!(scores(binned, &lines, &rows), [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn lines_without_a_record_shift_no_verdict() {
+        // Line 4 is blank, the row of line 6 cannot be decoded, that of line 7 has two lines.
+        let rows = [("m", 1, 2), ("m", 2, 3), ("m", 3, 5), ("m", 4, 7), ("m", 5, 9)];
+        let lines = [2, 3, 5, 6, 7, 9];
+        assert_eq!(scores(shape(), &lines, &rows), [1.0, 1.0, 1.0, 1.0, 2.0, 3.0]);
     }
 }
