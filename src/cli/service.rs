@@ -1,6 +1,7 @@
 //! What `run` and `demo` share: sinks, HTTP, signals, and the service itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -11,6 +12,9 @@ use crate::runtime::{self, RuntimeError, Status, Summary};
 use crate::sink::{KafkaSink, ParquetSink, Sink};
 use crate::source::Source;
 use crate::telemetry;
+
+/// How often histograms are folded, so that they do not grow between scrapes, or without any.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// A service about to run.
 pub struct Service<'a> {
@@ -44,6 +48,14 @@ impl Service<'_> {
             .enable_all()
             .build()
             .context("cannot start the HTTP server's threads")?;
+        let upkeep = metrics.clone();
+        tokio.spawn(async move {
+            let mut ticks = tokio::time::interval(UPKEEP);
+            loop {
+                ticks.tick().await;
+                upkeep.run_upkeep();
+            }
+        });
         let listen = &self.pipeline.http.listen;
         if !listen.is_empty() {
             let served = http::serve(listen, metrics, Arc::clone(&self.status));
