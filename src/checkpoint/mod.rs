@@ -8,6 +8,7 @@ mod store;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +32,18 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// A new id, larger than every earlier one of this process.
+    /// A new id, larger than every earlier one of this process and than those that the stores it
+    /// opened hold, even where the clock was set back.
     pub fn new_id() -> String {
         let now = chrono::Utc::now().timestamp_micros();
-        format!("{now:020}-{:016x}", process_token())
+        let last = NEWEST.fetch_max(now, Ordering::Relaxed);
+        let made = if last < now { now } else { NEWEST.fetch_add(1, Ordering::Relaxed) + 1 };
+        format!("{made:020}-{:016x}", process_token())
     }
 }
+
+/// Microseconds of the newest id that this process made or found.
+static NEWEST: AtomicI64 = AtomicI64::new(0);
 
 /// Tells this process from all others that ever wrote to the same store: in containers, process
 /// numbers repeat.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Checkpoint, process_token};
+use super::{Checkpoint, NEWEST, process_token};
 use crate::config;
 
 /// First bytes of every checkpoint.
@@ -18,6 +19,9 @@ const HEADER: usize = MAGIC.len() + 4 + 8;
 const SUFFIX: &str = ".checkpoint";
 /// How long another process may take from saving a checkpoint to committing it.
 const OTHERS_STAY: Duration = Duration::from_secs(600);
+
+/// Microseconds by which the clock may have been set back since a checkpoint was made: a century.
+const FARTHEST: i64 = 100 * 366 * 86_400_000_000;
 
 /// Why a checkpoint cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +57,18 @@ impl Store {
     /// Opens the folder of `[checkpoint]`, creating it if need be; `None` where it names none.
     ///
     /// # Errors
-    /// If the folder cannot be created.
+    /// If the folder cannot be created or read.
     pub fn open(config: &config::Checkpoint) -> Result<Option<Self>, CheckpointError> {
         let Some(folder) = config.store.clone() else { return Ok(None) };
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        Ok(Some(Self { folder, keep: config.keep.max(1) }))
+        let store = Self { folder, keep: config.keep.max(1) };
+        // A stray name must not use the numbers up.
+        let latest = chrono::Utc::now().timestamp_micros().saturating_add(FARTHEST);
+        let newest = store.paths()?.iter().filter_map(|path| made(&id_of(path))).max();
+        if let Some(newest) = newest.filter(|newest| *newest < latest) {
+            NEWEST.fetch_max(newest, Ordering::Relaxed);
+        }
+        Ok(Some(store))
     }
 
     /// Writes a checkpoint; on return it is on disk. Returns its size in bytes.
@@ -127,11 +138,9 @@ impl Store {
         let own = format!("-{:016x}", process_token());
         let others_until = chrono::Utc::now().timestamp_micros() - OTHERS_STAY.as_micros() as i64;
         for path in &paths[..paths.len().saturating_sub(self.keep)] {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let id = name.trim_end_matches(SUFFIX);
-            let made = id.split_once('-').and_then(|(micros, _)| micros.parse::<i64>().ok());
-            let droppable = id.ends_with(&own) || made.is_none_or(|made| made < others_until);
-            if in_use.contains(id) || !droppable {
+            let id = id_of(path);
+            let droppable = id.ends_with(&own) || made(&id).is_none_or(|made| made < others_until);
+            if in_use.contains(&id) || !droppable {
                 continue;
             }
             match fs::remove_file(path) {
@@ -159,6 +168,17 @@ impl Store {
         paths.sort();
         Ok(paths)
     }
+}
+
+/// The id that a file's name tells.
+fn id_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.trim_end_matches(SUFFIX).to_owned()
+}
+
+/// When a checkpoint was made, microseconds since the epoch.
+fn made(id: &str) -> Option<i64> {
+    id.split_once('-')?.0.parse().ok()
 }
 
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
@@ -288,6 +308,21 @@ mod tests {
 
         let left = store.paths().expect("listed");
         assert_eq!(left, [in_use, about_to_commit, own[2].clone()].map(|id| store.path(&id)));
+    }
+
+    #[test]
+    fn a_new_id_is_the_newest_even_where_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ahead = chrono::Utc::now().timestamp_micros() + 3_600_000_000;
+        let earlier = format!("{ahead:020}-{:016x}", 1);
+        store(folder.path(), 1).save(&checkpoint(&earlier)).expect("saved");
+
+        let store = store(folder.path(), 1);
+        let ids: Vec<String> = (0..100).map(|_| Checkpoint::new_id()).collect();
+        assert!(earlier < ids[0] && ids.is_sorted_by(|one, next| one < next));
+        store.save(&checkpoint(&ids[0])).expect("saved");
+        store.prune(&BTreeSet::new()).expect("pruned");
+        assert_eq!(store.latest().expect("found").map(|found| found.id), Some(ids[0].clone()));
     }
 
     #[test]

@@ -2,20 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::RuntimeError;
+use super::feed::Committed;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::decode::DeadLetter;
 use crate::sink::{Outputs, Sink};
-use crate::source::{self, Lane, SourceError};
+use crate::source::{self, Lane};
 use crate::telemetry;
-
-/// Longest time that a commit is tried for: as long as the producer tries to deliver.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Pauses between two tries of a commit.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the sinks' thread gets, in the order in which it came about.
 pub enum Delivery {
@@ -35,7 +30,7 @@ pub struct Epoch {
     pub positions: Vec<(Lane, i64)>,
     /// What to save, where there is a store.
     pub checkpoint: Option<Checkpoint>,
-    pub done: Sender<()>,
+    pub done: Sender<Committed>,
 }
 
 /// The sinks' side of the service.
@@ -71,7 +66,7 @@ impl Deliver<'_> {
                     metrics::counter!(telemetry::SINK_DEAD_LETTERS).increment(count);
                 }
                 Delivery::BatchEnd(appended_ms) => {
-                    let latency = chrono::Utc::now().timestamp_millis() - appended_ms;
+                    let latency = chrono::Utc::now().timestamp_millis().saturating_sub(appended_ms);
                     metrics::histogram!(telemetry::SINK_LATENCY).record(latency as f64 / 1e3);
                 }
                 Delivery::Commit(epoch) => self.commit(epoch)?,
@@ -93,14 +88,23 @@ impl Deliver<'_> {
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
-        if let Some(committer) = &self.committer {
-            insist(|| committer.commit(&epoch.positions, &id))?;
+        let committed = match &self.committer {
+            Some(committer) => committer.commit(&epoch.positions, &id),
+            None => Ok(()),
+        };
+        match &committed {
+            Ok(()) => {
+                self.prune()?;
+                let seconds = began.elapsed().as_secs_f64();
+                metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(seconds);
+                metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
+            }
+            // A later commit covers these positions too; a crash until then repeats more.
+            Err(error) if error.is_retryable() => {}
+            Err(_) => return Ok(committed?),
         }
-        self.prune()?;
-        metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(began.elapsed().as_secs_f64());
-        metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
-        // Whoever asked may be gone: nobody waits for a periodic commit at the end.
-        let _ = epoch.done.send(());
+        // Whoever asked may be gone, for another thread failed.
+        let _ = epoch.done.send(committed);
         Ok(())
     }
 
@@ -117,43 +121,5 @@ impl Deliver<'_> {
             Err(error) => tracing::warn!(%error, "old checkpoints are kept for now"),
         }
         Ok(())
-    }
-}
-
-/// Tries again for a while what failed for now: brokers restart.
-fn insist(mut commit: impl FnMut() -> Result<(), SourceError>) -> Result<(), SourceError> {
-    let deadline = Instant::now() + COMMIT_TIMEOUT;
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match commit() {
-            Err(error) if error.is_retryable() && Instant::now() < deadline => {
-                tracing::warn!(%error, retry_in = ?pause, "commit failed, trying again");
-                std::thread::sleep(pause);
-                pause = (2 * pause).min(LONGEST_PAUSE);
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failing(times: usize, retryable: bool) -> impl FnMut() -> Result<(), SourceError> {
-        let mut left = times;
-        move || {
-            if left == 0 {
-                return Ok(());
-            }
-            left -= 1;
-            Err(SourceError::Kafka { reason: "away".to_owned(), retryable })
-        }
-    }
-
-    #[test]
-    fn a_commit_is_tried_again_where_that_may_help_and_only_there() {
-        assert!(insist(failing(2, true)).is_ok());
-        assert!(insist(failing(2, false)).is_err());
     }
 }

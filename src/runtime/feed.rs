@@ -13,7 +13,7 @@ use super::ingest::{Answer, SavedWindows, Task, load_windows};
 use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
-use crate::source::{Assignment, Event, Lane, Source, SourceBatch};
+use crate::source::{Assignment, Event, Lane, Source, SourceBatch, SourceError};
 use crate::telemetry;
 use crate::window::WindowShape;
 
@@ -33,8 +33,21 @@ pub struct Commit {
     pub positions: Vec<(Lane, i64)>,
     /// From each worker, its lanes' windows as of here.
     pub windows: Vec<Receiver<SavedWindows>>,
-    /// Told once it is durable.
-    pub done: Sender<()>,
+    /// Told once it is durable, or why the positions are not yet.
+    pub done: Sender<Committed>,
+}
+
+/// What became of a commit whose results and state are durable: its positions may have failed for
+/// now.
+pub type Committed = Result<(), SourceError>;
+
+/// What found the learner full, or is about to be handed on.
+enum Held {
+    Batch(SourceBatch),
+    /// A lane that has been silent for long.
+    Idle(Lane),
+    /// A commit that is due.
+    Commit,
 }
 
 /// Longest wait for the source before flags and clocks are looked at again.
@@ -44,6 +57,8 @@ const FULL: Duration = Duration::from_millis(1);
 /// A jam that lasts this long pauses the source, which makes librdkafka forget what it fetched
 /// ahead; a shorter one is waited out.
 const JAM: Duration = Duration::from_secs(1);
+/// Tries of a commit that no later one makes good.
+const LAST_TRIES: usize = 4;
 /// Longest pause between two tries of a source that failed for now.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -61,8 +76,8 @@ pub struct Feed<'a> {
     status: &'a Status,
     shape: WindowShape,
     lanes: BTreeMap<Lane, LaneState>,
-    /// Batches that found the learner full, and since when.
-    held: VecDeque<SourceBatch>,
+    /// What waits for room in the learner's queue, in order, and since when it was full.
+    held: VecDeque<Held>,
     jammed: Option<Instant>,
     paused: bool,
     /// Whether the model is this process's own by now.
@@ -71,7 +86,7 @@ pub struct Feed<'a> {
     /// it is still under way.
     changed: bool,
     asked: Instant,
-    committing: Option<Receiver<()>>,
+    committing: Option<Receiver<Committed>>,
 }
 
 /// A lane that this process owns.
@@ -138,28 +153,40 @@ impl<'a> Feed<'a> {
                 Err(error) => return Err(error.into()),
             }
             if self.held.is_empty() {
-                self.advance_idle_lanes()?;
+                self.advance_idle_lanes();
                 self.commit_in_time()?;
             }
         }
         self.status.set_ready(false);
-        if self.changed { self.commit() } else { Ok(()) }
+        self.settle();
+        if self.changed { Ok(self.commit()??) } else { Ok(()) }
     }
 
     fn take(&mut self, event: Event) -> Result<(), RuntimeError> {
         match event {
-            Event::Batch(batch) => self.held.push_back(batch),
+            Event::Batch(batch) => self.held.push_back(Held::Batch(batch)),
             Event::Assigned(assignments) => {
+                // Lanes that come together were mostly committed together.
+                let mut loaded = None;
                 for assignment in assignments {
-                    self.take_over(assignment)?;
+                    self.take_over(assignment, &mut loaded)?;
                 }
+                // A source without positions of its own assigns once.
+                self.resumed = None;
                 self.status.set_ready(true);
             }
             Event::Revoked(revoked) => {
                 // What was done for these lanes is committed before another may take over; what
                 // was not even begun is the other's.
-                self.held.retain(|batch| !revoked.contains(&batch.lane));
-                self.commit()?;
+                self.held.retain(|held| match held {
+                    Held::Batch(SourceBatch { lane, .. }) | Held::Idle(lane) => {
+                        !revoked.contains(lane)
+                    }
+                    Held::Commit => true,
+                });
+                if let Err(error) = self.commit()? {
+                    tracing::warn!(%error, "positions not committed: whoever is next repeats work");
+                }
                 for lane in revoked {
                     self.worker(&lane).send(Task::Close(lane.clone())).map_err(ended)?;
                     self.lanes.remove(&lane);
@@ -172,14 +199,24 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
-    /// Opens a lane with the windows that it was committed with, and once, the model.
-    fn take_over(&mut self, assignment: Assignment) -> Result<(), RuntimeError> {
+    /// Opens a lane with the windows that it was committed with, and once, the model. `loaded` is
+    /// the checkpoint that the lane before was committed with.
+    fn take_over(
+        &mut self,
+        assignment: Assignment,
+        loaded: &mut Option<Checkpoint>,
+    ) -> Result<(), RuntimeError> {
         let lane = assignment.lane;
         let (next_offset, id) = assignment.committed.unzip();
         let id = id.filter(|id| !id.is_empty());
         let checkpoint = match (id, self.store) {
-            (Some(id), Some(store)) => Some(store.load(&id, &lane.to_string())?),
-            _ => self.resumed.clone(),
+            (Some(id), Some(store)) => {
+                if loaded.as_ref().is_none_or(|loaded| loaded.id != id) {
+                    *loaded = Some(store.load(&id, &lane.to_string())?);
+                }
+                loaded.as_ref()
+            }
+            _ => self.resumed.as_ref(),
         };
         let mut windows = None;
         if let Some(checkpoint) = checkpoint {
@@ -189,7 +226,8 @@ impl<'a> Feed<'a> {
                 .transpose()?;
             if !self.restored {
                 tracing::info!(checkpoint = checkpoint.id, "going on from a checkpoint");
-                self.learner.send(Ordered::Restore(checkpoint.core)).map_err(ended)?;
+                let core = checkpoint.core.clone();
+                self.learner.send(Ordered::Restore(core)).map_err(ended)?;
             }
         }
         // From here on the model is ahead of any that a later assignment could bring.
@@ -205,41 +243,73 @@ impl<'a> Feed<'a> {
     /// Hands on what is held. `false` while the learner is full, but not for so long that the
     /// source must be looked after in between.
     fn hand_on_held(&mut self) -> Result<bool, RuntimeError> {
-        while let Some(batch) = self.held.pop_front() {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            // Counted first: the learner may be done with it before this thread goes on.
-            self.backlog.fetch_add(1, Ordering::Relaxed);
-            match self.learner.try_send(Ordered::Work(receiver)) {
-                Ok(()) => {}
-                Err(TrySendError::Disconnected(_)) => return Err(RuntimeError::Ended),
-                Err(TrySendError::Full(_)) => {
-                    self.backlog.fetch_sub(1, Ordering::Relaxed);
-                    self.held.push_front(batch);
-                    let since = *self.jammed.get_or_insert_with(Instant::now);
-                    if since.elapsed() < JAM {
-                        return Ok(false);
-                    }
-                    // A consumer group takes silence for death: paused, but polled.
-                    if !std::mem::replace(&mut self.paused, true) {
-                        metrics::counter!(telemetry::SOURCE_PAUSES).increment(1);
-                        self.source.pause(true)?;
-                    }
-                    return Ok(true);
-                }
+        while let Some(held) = self.held.pop_front() {
+            let Some(held) = self.hand_on(held)? else { continue };
+            self.held.push_front(held);
+            let since = *self.jammed.get_or_insert_with(Instant::now);
+            if since.elapsed() < JAM {
+                return Ok(false);
             }
-            if let Some(lane) = self.lanes.get_mut(&batch.lane) {
-                lane.next_offset = Some(batch.next_offset);
-                lane.last_batch = Instant::now();
-                lane.idle = false;
+            // A consumer group takes silence for death: paused, but polled.
+            if !std::mem::replace(&mut self.paused, true) {
+                metrics::counter!(telemetry::SOURCE_PAUSES).increment(1);
+                self.source.pause(true)?;
             }
-            self.changed = true;
-            self.worker(&batch.lane).send(Task::Batch(batch, sender)).map_err(ended)?;
+            return Ok(true);
         }
         self.jammed = None;
         if std::mem::take(&mut self.paused) {
             self.source.pause(false)?;
         }
         Ok(true)
+    }
+
+    /// Gives it a place in the learner's queue, then to its worker. Returns it if the queue is
+    /// full.
+    fn hand_on(&mut self, held: Held) -> Result<Option<Held>, RuntimeError> {
+        match held {
+            Held::Batch(batch) => {
+                let Some(answer) = self.try_work()? else { return Ok(Some(Held::Batch(batch))) };
+                if let Some(lane) = self.lanes.get_mut(&batch.lane) {
+                    lane.next_offset = Some(batch.next_offset);
+                    lane.last_batch = Instant::now();
+                    lane.idle = false;
+                }
+                self.changed = true;
+                self.worker(&batch.lane).send(Task::Batch(batch, answer)).map_err(ended)?;
+            }
+            Held::Idle(lane) => {
+                let Some(answer) = self.try_work()? else { return Ok(Some(Held::Idle(lane))) };
+                self.changed = true;
+                self.worker(&lane).send(Task::Idle(lane.clone(), answer)).map_err(ended)?;
+            }
+            Held::Commit => {
+                let (commit, saves, committed) = self.prepare_commit();
+                match self.learner.try_send(Ordered::Commit(commit)) {
+                    Ok(()) => {}
+                    Err(TrySendError::Full(_)) => return Ok(Some(Held::Commit)),
+                    Err(TrySendError::Disconnected(_)) => return Err(RuntimeError::Ended),
+                }
+                self.save(saves)?;
+                self.committing = Some(committed);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A place in the learner's queue for what a worker answers; `None` if the queue is full.
+    fn try_work(&self) -> Result<Option<Sender<Answer>>, RuntimeError> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // Counted first: the learner may be done with it before this thread goes on.
+        self.backlog.fetch_add(1, Ordering::Relaxed);
+        match self.learner.try_send(Ordered::Work(receiver)) {
+            Ok(()) => Ok(Some(sender)),
+            Err(TrySendError::Disconnected(_)) => Err(RuntimeError::Ended),
+            Err(TrySendError::Full(_)) => {
+                self.backlog.fetch_sub(1, Ordering::Relaxed);
+                Ok(None)
+            }
+        }
     }
 
     /// Ends the stream of every lane.
@@ -250,78 +320,101 @@ impl<'a> Feed<'a> {
             }
         }
         for lane in self.lanes.keys() {
-            self.ask(|answer| Task::Finish(lane.clone(), answer), lane)?;
+            let (sender, receiver) = std::sync::mpsc::channel();
+            self.worker(lane).send(Task::Finish(lane.clone(), sender)).map_err(ended)?;
+            self.backlog.fetch_add(1, Ordering::Relaxed);
+            self.learner.send(Ordered::Work(receiver)).map_err(ended)?;
         }
         self.changed = true;
         Ok(())
     }
 
     /// Lets the windows of lanes that have been silent for long follow the others'.
-    fn advance_idle_lanes(&mut self) -> Result<(), RuntimeError> {
+    fn advance_idle_lanes(&mut self) {
         let idle = self.pipeline.windows.idle.0;
-        let mut silent = Vec::new();
         for (lane, state) in &mut self.lanes {
             if !state.idle && state.last_batch.elapsed() >= idle {
                 state.idle = true;
-                silent.push(lane.clone());
+                self.held.push_back(Held::Idle(lane.clone()));
             }
         }
-        for lane in silent {
-            self.changed = true;
-            self.ask(|answer| Task::Idle(lane.clone(), answer), &lane)?;
-        }
-        Ok(())
-    }
-
-    fn ask(
-        &self,
-        task: impl FnOnce(Sender<Answer>) -> Task,
-        lane: &Lane,
-    ) -> Result<(), RuntimeError> {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        self.worker(lane).send(task(sender)).map_err(ended)?;
-        self.backlog.fetch_add(1, Ordering::Relaxed);
-        self.learner.send(Ordered::Work(receiver)).map_err(ended)
     }
 
     /// Asks for a commit where one is due. One at a time: a slow store is not asked for more.
     fn commit_in_time(&mut self) -> Result<(), RuntimeError> {
         match self.committing.as_ref().map(Receiver::try_recv) {
-            Some(Ok(())) => self.committing = None,
+            Some(Ok(committed)) => self.settle_with(&committed),
             // Without records to hand on, this is how a failure behind is noticed.
             Some(Err(TryRecvError::Disconnected)) => return Err(RuntimeError::Ended),
             Some(Err(TryRecvError::Empty)) | None => {}
         }
         let due = self.asked.elapsed() >= self.pipeline.checkpoint.interval.0;
         if self.changed && due && self.committing.is_none() {
-            self.committing = Some(self.request_commit()?);
+            self.held.push_back(Held::Commit);
         }
         Ok(())
     }
 
-    /// Asks for a commit and waits until it is durable.
-    fn commit(&mut self) -> Result<(), RuntimeError> {
-        self.request_commit()?.recv().map_err(ended)
+    /// Waits for the commit that is under way, if there is one.
+    fn settle(&mut self) {
+        // Where a thread behind is gone, its own error says why.
+        if let Some(committed) = self.committing.take().and_then(|receiver| receiver.recv().ok()) {
+            self.settle_with(&committed);
+        }
     }
 
-    fn request_commit(&mut self) -> Result<Receiver<()>, RuntimeError> {
-        let mut windows = Vec::new();
-        if self.store.is_some() {
-            for worker in &self.workers {
-                let (sender, receiver) = std::sync::mpsc::channel();
-                worker.send(Task::Save(sender)).map_err(ended)?;
-                windows.push(receiver);
+    fn settle_with(&mut self, committed: &Committed) {
+        self.committing = None;
+        if let Err(error) = committed {
+            tracing::warn!(%error, "positions not committed, trying again at the next commit");
+            self.changed = true;
+        }
+    }
+
+    /// Asks for a commit and waits until it is durable. What failed for now is tried again: no
+    /// later commit makes it good.
+    fn commit(&mut self) -> Result<Committed, RuntimeError> {
+        // This one covers what that one would have.
+        self.held.retain(|held| !matches!(held, Held::Commit));
+        let mut backoff = POLL;
+        let mut tries = 1;
+        loop {
+            let (commit, saves, committed) = self.prepare_commit();
+            self.learner.send(Ordered::Commit(commit)).map_err(ended)?;
+            self.save(saves)?;
+            match committed.recv().map_err(ended)? {
+                Err(error) if tries < LAST_TRIES => {
+                    tracing::warn!(%error, retry_in = ?backoff, "positions not committed");
+                    std::thread::sleep(backoff);
+                    backoff = (4 * backoff).min(LONGEST_BACKOFF);
+                    tries += 1;
+                }
+                outcome => return Ok(outcome),
             }
         }
+    }
+
+    /// A commit of all that was handed on so far, what the workers are to answer for it, and where
+    /// it tells its outcome.
+    fn prepare_commit(&self) -> (Commit, Vec<Sender<SavedWindows>>, Receiver<Committed>) {
+        let workers = if self.store.is_some() { self.workers.len() } else { 0 };
+        let (saves, windows) = (0..workers).map(|_| std::sync::mpsc::channel()).unzip();
         let positions = self
             .lanes
             .iter()
             .filter_map(|(lane, state)| state.next_offset.map(|next| (lane.clone(), next)))
             .collect();
-        let (done, receiver) = std::sync::mpsc::channel();
-        self.learner.send(Ordered::Commit(Commit { positions, windows, done })).map_err(ended)?;
+        let (done, committed) = std::sync::mpsc::channel();
+        (Commit { positions, windows, done }, saves, committed)
+    }
+
+    /// Has the workers save their windows for a commit that was handed on.
+    fn save(&mut self, saves: Vec<Sender<SavedWindows>>) -> Result<(), RuntimeError> {
+        for (worker, save) in self.workers.iter().zip(saves) {
+            worker.send(Task::Save(save)).map_err(ended)?;
+        }
         (self.changed, self.asked) = (false, Instant::now());
-        Ok(receiver)
+        Ok(())
     }
 
     /// The worker that serves a lane: always the same one, so that its order holds.

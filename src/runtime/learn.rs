@@ -163,7 +163,7 @@ fn record_ingested(ingested: &Ingested) {
     metrics::counter!(telemetry::WINDOW_EVICTED).increment(ingested.windows.evicted);
     metrics::counter!(telemetry::WINDOW_SEGMENTS).increment(ingested.segments.len() as u64);
     if let Some((lane, watermark)) = &ingested.watermark {
-        let lag = (chrono::Utc::now().timestamp_micros() - watermark) as f64 / 1e6;
+        let lag = chrono::Utc::now().timestamp_micros().saturating_sub(*watermark) as f64 / 1e6;
         let lane = lane.to_string();
         metrics::gauge!(telemetry::WINDOW_LAG, "lane" => lane.clone()).set(lag);
         metrics::gauge!(telemetry::WINDOW_KEYS, "lane" => lane).set(ingested.keys as f64);

@@ -20,6 +20,8 @@ mod feed;
 mod ingest;
 mod learn;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize};

@@ -1,0 +1,407 @@
+//! The service between a source and a sink in memory.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arrow::array::{
+    ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+
+use super::*;
+use crate::decode::{DeadLetter, Decoded, records_schema};
+use crate::source::{Assignment, Commit, Event, Lane, Payload, SourceBatch};
+
+/// Segments of 4 records every 2, and a model that is quick to train.
+fn pipeline() -> config::Pipeline {
+    let text = r#"
+        name = "plant"
+        source = { kind = "file", path = "unused" }
+        records = { key = "machine", time = "ts", channels = ["c"] }
+        windows = { length = 4, stride = 2, lateness = "0s" }
+        model = { encoder = "mlp", embedding = 8, projection = [8], queue = 64 }
+        training = { batch = 8, every = 4 }
+        checkpoint = { interval = "1h" }
+    "#;
+    config::Pipeline::from_toml(text, "plant.toml", &[]).expect("a valid pipeline")
+}
+
+/// What source, sink and committer saw, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn add(&self, entry: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a [`Script`] does at a poll.
+enum Act {
+    Tell(Event),
+    Fail(SourceError),
+    Stop,
+}
+
+/// A source that follows a script, and ends with it.
+struct Script {
+    acts: VecDeque<Act>,
+    status: Arc<Status>,
+    log: Log,
+    committer: Option<Committer>,
+    paused: bool,
+    polled_while_paused: Arc<AtomicUsize>,
+}
+
+impl Script {
+    fn new(acts: impl IntoIterator<Item = Act>, status: &Arc<Status>, log: &Log) -> Self {
+        Self {
+            acts: acts.into_iter().collect(),
+            status: Arc::clone(status),
+            log: log.clone(),
+            committer: None,
+            paused: false,
+            polled_while_paused: Arc::default(),
+        }
+    }
+}
+
+impl Source for Script {
+    fn poll(&mut self, timeout: Duration) -> Result<Event, SourceError> {
+        if self.paused {
+            self.polled_while_paused.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(timeout);
+            return Ok(Event::Idle);
+        }
+        match self.acts.pop_front() {
+            None => Ok(Event::End),
+            Some(Act::Tell(event)) => Ok(event),
+            Some(Act::Fail(error)) => Err(error),
+            Some(Act::Stop) => {
+                self.status.stop();
+                Ok(Event::Idle)
+            }
+        }
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), SourceError> {
+        self.paused = paused;
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        self.log.add("release".to_owned());
+        Ok(())
+    }
+
+    fn committer(&self) -> Option<Box<dyn Commit>> {
+        self.committer.clone().map(|committer| Box::new(committer) as Box<dyn Commit>)
+    }
+}
+
+/// Commits to the log, once it has failed often enough.
+#[derive(Clone)]
+struct Committer {
+    log: Log,
+    failures: Arc<AtomicUsize>,
+    retryable: bool,
+}
+
+impl Committer {
+    fn failing(log: &Log, failures: usize, retryable: bool) -> Self {
+        Self { log: log.clone(), failures: Arc::new(failures.into()), retryable }
+    }
+}
+
+impl Commit for Committer {
+    fn commit(&self, positions: &[(Lane, i64)], _: &str) -> Result<(), SourceError> {
+        let failures = self.failures.load(Ordering::Relaxed);
+        if failures > 0 {
+            self.failures.store(failures - 1, Ordering::Relaxed);
+            self.log.add("commit failed".to_owned());
+            let reason = "no coordinator".to_owned();
+            return Err(SourceError::Kafka { reason, retryable: self.retryable });
+        }
+        let positions: Vec<String> =
+            positions.iter().map(|(lane, offset)| format!("{}@{offset}", lane.topic)).collect();
+        self.log.add(format!("commit {}", positions.join(" ")));
+        Ok(())
+    }
+
+    fn committed_metadata(&self) -> Result<BTreeSet<String>, SourceError> {
+        Ok(BTreeSet::new())
+    }
+}
+
+/// A sink that tells the log, fails where it is told to, and may wait for a source that is paused.
+#[derive(Default)]
+struct Memory {
+    log: Log,
+    /// Whether entries tell all bits of the results.
+    bits: bool,
+    fails_to_write: bool,
+    fails_to_flush: bool,
+    until_polled: Option<Arc<AtomicUsize>>,
+}
+
+fn disk_full() -> SinkError {
+    SinkError::File { path: "out".into(), reason: "disk full".to_owned() }
+}
+
+impl Sink for Memory {
+    fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+        if self.fails_to_write {
+            return Err(disk_full());
+        }
+        if let Some(polled) = self.until_polled.take() {
+            let began = Instant::now();
+            while polled.load(Ordering::Relaxed) < 3 {
+                if began.elapsed() > Duration::from_secs(60) {
+                    return Err(disk_full());
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let embeddings = outputs.embeddings.chunks(8);
+        for ((segment, score), embedding) in
+            outputs.segments.iter().zip(&outputs.scores).zip(embeddings)
+        {
+            let bits = if self.bits {
+                let embedding: Vec<u32> = embedding.iter().map(|value| value.to_bits()).collect();
+                format!(" {:x} {embedding:x?} {}", score.p_value.to_bits(), outputs.model_version)
+            } else {
+                String::new()
+            };
+            self.log.add(format!("{}#{}{bits}", segment.key, segment.sequence));
+        }
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+        self.log.add(format!("dead letter {}", letter.offset));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), SinkError> {
+        if self.fails_to_flush {
+            return Err(disk_full());
+        }
+        self.log.add("flush".to_owned());
+        Ok(())
+    }
+}
+
+fn assigned(lanes: &[(&str, Option<i64>)]) -> Act {
+    let assignment = |(lane, offset): &(&str, Option<i64>)| Assignment {
+        lane: Lane::new(*lane, 0),
+        committed: offset.map(|offset| (offset, String::new())),
+    };
+    Act::Tell(Event::Assigned(lanes.iter().map(assignment).collect()))
+}
+
+/// Records at `offsets` of `lane`; its name is also their key.
+fn batch(lane: &str, offsets: std::ops::Range<i64>) -> Act {
+    let times = offsets.clone().map(|offset| offset * 1_000_000);
+    let values = offsets.clone().map(|offset| (offset as f32 * 0.7).sin());
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(offsets.clone().map(|_| lane))),
+        Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
+        Arc::new(Int64Array::from_iter_values(offsets.clone())),
+        Arc::new(Float32Array::from_iter_values(values)),
+    ];
+    let records = RecordBatch::try_new(records_schema(&["c".to_owned()]), columns);
+    let decoded = Decoded {
+        records: records.expect("columns in the schema"),
+        dead_letters: Vec::new(),
+        skipped: 0,
+    };
+    Act::Tell(Event::Batch(SourceBatch {
+        lane: Lane::new(lane, 0),
+        next_offset: offsets.end,
+        appended_ms: None,
+        payload: Payload::Decoded(decoded),
+    }))
+}
+
+/// Runs acts with a committer that fails `failures` times and a sink as given.
+fn run_with(
+    acts: impl IntoIterator<Item = Act>,
+    committer: Option<Committer>,
+    sink: Memory,
+) -> Result<Summary, String> {
+    let status = Arc::new(Status::default());
+    let source = Script { committer, ..Script::new(acts, &status, &sink.log) };
+    let outcome = run(&pipeline(), Box::new(source), vec![Box::new(sink)], (None, None), &status);
+    let outcome = outcome.map_err(|error| error.to_string());
+    assert_eq!(status.failure(), outcome.clone().err());
+    assert!(!status.is_ready());
+    outcome
+}
+
+fn sink(log: &Log) -> Memory {
+    Memory { log: log.clone(), ..Memory::default() }
+}
+
+#[test]
+fn results_keep_the_order_of_the_source_whoever_works_on_them() {
+    let log = Log::default();
+    let lanes = ["a", "b", "c"];
+    let turns = (0..20).flat_map(|turn| lanes.map(|lane| batch(lane, turn * 2..turn * 2 + 2)));
+    let acts = [assigned(&lanes.map(|lane| (lane, None)))].into_iter().chain(turns);
+    let summary = run_with(acts, None, sink(&log)).expect("it runs");
+    let mut expected: Vec<String> =
+        (0..19).flat_map(|sequence| lanes.map(|lane| format!("{lane}#{sequence}"))).collect();
+    expected.push("flush".to_owned());
+    assert_eq!(log.take(), expected);
+    assert_eq!((summary.records, summary.segments), (120, 57));
+    assert!(summary.steps > 0);
+}
+
+#[test]
+fn positions_are_committed_once_what_came_from_them_is_flushed() {
+    let log = Log::default();
+    let acts = [assigned(&[("a", None), ("b", Some(7))]), batch("a", 0..4)];
+    run_with(acts, Some(Committer::failing(&log, 0, true)), sink(&log)).expect("it runs");
+    assert_eq!(log.take(), ["a#0", "flush", "commit a@4 b@7"]);
+}
+
+#[test]
+fn a_stop_drains_and_commits_what_was_read() {
+    let log = Log::default();
+    let acts = [assigned(&[("a", None)]), batch("a", 0..6), Act::Stop, batch("a", 6..8)];
+    run_with(acts, Some(Committer::failing(&log, 0, true)), sink(&log)).expect("it stops");
+    assert_eq!(log.take(), ["a#0", "a#1", "flush", "commit a@6"]);
+}
+
+#[test]
+fn a_lane_is_let_go_once_its_work_is_committed() {
+    let log = Log::default();
+    let acts = [
+        assigned(&[("a", None), ("b", None)]),
+        batch("a", 0..4),
+        batch("b", 0..4),
+        Act::Tell(Event::Revoked(vec![Lane::new("a", 0)])),
+        batch("b", 4..6),
+    ];
+    run_with(acts, Some(Committer::failing(&log, 0, true)), sink(&log)).expect("it runs");
+    let expected =
+        ["a#0", "b#0", "flush", "commit a@4 b@4", "release", "b#1", "flush", "commit b@6"];
+    assert_eq!(log.take(), expected);
+}
+
+#[test]
+fn a_last_commit_that_fails_for_now_is_tried_again() {
+    let log = Log::default();
+    let acts = || [assigned(&[("a", None)]), batch("a", 0..2)];
+    run_with(acts(), Some(Committer::failing(&log, 2, true)), sink(&log)).expect("the third works");
+    let failed = ["flush", "commit failed"];
+    assert_eq!(log.take(), [&failed[..], &failed, &["flush", "commit a@2"]].concat());
+
+    let error = run_with(acts(), Some(Committer::failing(&log, usize::MAX, true)), sink(&log));
+    assert_eq!(error, Err("source: kafka: no coordinator".to_owned()));
+}
+
+#[test]
+fn the_failure_of_any_stage_is_the_reason_why_the_service_ends() {
+    let log = Log::default();
+    let acts = || [assigned(&[("a", None)]), batch("a", 0..8)];
+    let gone = SourceError::MissingTopic { topic: "t".to_owned(), brokers: "b".to_owned() };
+    let error = run_with(acts().into_iter().chain([Act::Fail(gone)]), None, sink(&log));
+    assert_eq!(error, Err("source: topic t does not exist on b".to_owned()));
+
+    let error = run_with([batch("b", 0..8)], None, sink(&log));
+    assert_eq!(error, Err("window: b[0]: records of a lane that was not taken over".to_owned()));
+
+    let error = run_with(acts(), None, Memory { fails_to_write: true, ..sink(&log) });
+    assert_eq!(error, Err("sink: out: disk full".to_owned()));
+    let error = run_with(acts(), None, Memory { fails_to_flush: true, ..sink(&log) });
+    assert_eq!(error, Err("sink: out: disk full".to_owned()));
+
+    let error = run_with(acts(), Some(Committer::failing(&log, 1, false)), sink(&log));
+    assert_eq!(error, Err("source: kafka: no coordinator".to_owned()));
+}
+
+#[test]
+fn a_source_that_fails_for_now_is_tried_again() {
+    let log = Log::default();
+    let silence =
+        SourceError::Unreachable { brokers: "b".to_owned(), reason: "silence".to_owned() };
+    let acts = [assigned(&[("a", None)]), Act::Fail(silence), batch("a", 0..4)];
+    run_with(acts, None, sink(&log)).expect("it runs");
+    assert_eq!(log.take(), ["a#0", "flush"]);
+}
+
+#[test]
+fn a_source_that_is_paused_for_a_stuck_sink_is_still_polled() {
+    let log = Log::default();
+    let status = Arc::new(Status::default());
+    let turns = (0..200).map(|turn| batch("a", turn * 4..turn * 4 + 4));
+    let source = Script::new([assigned(&[("a", None)])].into_iter().chain(turns), &status, &log);
+    let until_polled = Some(Arc::clone(&source.polled_while_paused));
+    let sink = Memory { until_polled, ..sink(&log) };
+    let sinks: Vec<Box<dyn Sink>> = vec![Box::new(sink)];
+    let summary = run(&pipeline(), Box::new(source), sinks, (None, None), &status);
+    assert_eq!(summary.expect("it runs").segments, 399);
+    assert_eq!(log.take().len(), 400);
+}
+
+#[test]
+fn a_stop_and_a_resume_give_the_bits_of_one_run() {
+    let lanes = ["a", "b"];
+    let turns = |from: i64, to: i64| {
+        (from..to).flat_map(move |turn| lanes.map(|lane| batch(lane, turn * 5..turn * 5 + 5)))
+    };
+    let pipeline = pipeline();
+    let log = Log::default();
+    let results = |acts: Vec<Act>, checkpoints: (Option<&Store>, Option<Checkpoint>)| {
+        let status = Arc::new(Status::default());
+        let source = Script::new(acts, &status, &log);
+        let sink = Memory { bits: true, ..sink(&log) };
+        run(&pipeline, Box::new(source), vec![Box::new(sink)], checkpoints, &status)
+            .expect("it runs");
+        let mut entries = log.take();
+        entries.retain(|entry| entry != "flush");
+        entries
+    };
+    let fresh = || assigned(&lanes.map(|lane| (lane, None)));
+    let at_once = results([fresh()].into_iter().chain(turns(0, 20)).collect(), (None, None));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state");
+    let config = config::Checkpoint { store: Some(state), ..config::Checkpoint::default() };
+    let store = Store::open(&config).expect("a store").expect("a folder is named");
+    let first = [fresh()].into_iter().chain(turns(0, 9)).chain([Act::Stop]);
+    let mut in_two = results(first.collect(), (Some(&store), None));
+    let resumed = store.latest().expect("readable").expect("a checkpoint");
+    assert_eq!(resumed.positions, lanes.map(|lane| (Lane::new(lane, 0), 45)));
+    let second = [assigned(&lanes.map(|lane| (lane, Some(45))))].into_iter().chain(turns(9, 20));
+    in_two.extend(results(second.collect(), (Some(&store), Some(resumed))));
+
+    assert_eq!(at_once.len(), 98);
+    assert_eq!(in_two, at_once);
+}
+
+#[test]
+fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
+    let status = Arc::new(Status::default());
+    let log = Log::default();
+    let acts = [assigned(&[("a", Some(4))]), batch("a", 4..8)];
+    let resumed = Checkpoint {
+        id: "1".to_owned(),
+        pipeline: "plant".to_owned(),
+        positions: Vec::new(),
+        windows: Vec::new(),
+        core: vec![1, 2, 3],
+    };
+    let source = Box::new(Script::new(acts, &status, &log));
+    let sinks: Vec<Box<dyn Sink>> = vec![Box::new(sink(&log))];
+    let error = run(&pipeline(), source, sinks, (None, Some(resumed)), &status);
+    let error = error.expect_err("rubbish").to_string();
+    assert!(error.starts_with("checkpoint: model and calibration: "), "{error}");
+    assert!(log.take().is_empty());
+}
