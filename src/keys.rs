@@ -31,12 +31,17 @@ impl<V> KeyMap<V> {
     /// A map without keys; a capacity of 0 counts as 1.
     pub fn new(capacity: usize) -> Self {
         Self {
-            capacity: capacity.clamp(1, NONE as usize - 1),
+            capacity: bounded(capacity),
             index: FxHashMap::default(),
             slots: Vec::new(),
             newest: NONE,
             oldest: NONE,
         }
+    }
+
+    /// Changes the capacity. Keys beyond a smaller one stay; a new key replaces one of them.
+    pub fn limit(&mut self, capacity: usize) {
+        self.capacity = bounded(capacity);
     }
 
     /// Number of keys held.
@@ -122,6 +127,10 @@ impl<V> KeyMap<V> {
     }
 }
 
+fn bounded(capacity: usize) -> usize {
+    capacity.clamp(1, NONE as usize - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +164,23 @@ mod tests {
             assert_eq!(map.at(held).0.as_ref(), "held");
         }
         assert_eq!(map.len(), 3);
+    }
+
+    #[test]
+    fn a_limit_lets_more_keys_in_and_never_drops_one_by_itself() {
+        let mut map = KeyMap::new(1);
+        map.touch("a", |_| 1);
+        map.limit(2);
+        map.touch("b", |evicted| {
+            assert_eq!(evicted, None);
+            2
+        });
+        map.limit(1);
+        map.touch("c", |evicted| {
+            assert_eq!(evicted, Some(&1));
+            3
+        });
+        assert_eq!(order(&mut map), [("b".to_owned(), 2), ("c".to_owned(), 3)]);
     }
 
     #[test]

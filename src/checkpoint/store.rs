@@ -41,6 +41,12 @@ pub enum CheckpointError {
          group's offsets to begin anew"
     )]
     Missing { path: PathBuf, lane: String },
+    /// The folder of another pipeline.
+    #[error(
+        "{path}: state of pipeline {found}, this one is {expected}: give each its own \
+         checkpoint.store"
+    )]
+    Foreign { path: PathBuf, found: String, expected: String },
     /// State that cannot be turned into bytes or back.
     #[error("{what}: {reason}")]
     State { what: String, reason: String },
@@ -113,11 +119,15 @@ impl Store {
     /// that does not verify is passed over with a warning, for positions go back with the state.
     ///
     /// # Errors
-    /// If the folder cannot be read, or a checkpoint has another format.
-    pub fn latest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
+    /// If the folder cannot be read, or a checkpoint has another format or is not of `pipeline`.
+    pub fn latest(&self, pipeline: &str) -> Result<Option<Checkpoint>, CheckpointError> {
         for path in self.paths()?.iter().rev() {
             match read(path) {
-                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Ok(checkpoint) if checkpoint.pipeline == pipeline => return Ok(Some(checkpoint)),
+                Ok(Checkpoint { pipeline: found, .. }) => {
+                    let (path, expected) = (path.clone(), pipeline.to_owned());
+                    return Err(CheckpointError::Foreign { path, found, expected });
+                }
                 Err(error @ CheckpointError::Corrupt { .. }) => {
                     tracing::warn!(%error, "going back to the checkpoint before");
                 }
@@ -248,7 +258,7 @@ mod tests {
         let saved = checkpoint("1");
         store.save(&saved).expect("saved");
         assert_eq!(store.load("1", "sensors[3]").expect("loaded"), saved);
-        assert_eq!(store.latest().expect("found"), Some(saved));
+        assert_eq!(store.latest("plant").expect("found"), Some(saved));
     }
 
     #[test]
@@ -275,7 +285,10 @@ mod tests {
         store.save(&checkpoint("1")).expect("saved");
         store.save(&checkpoint("2")).expect("saved");
         fs::write(store.path("2"), b"CSTREAM\nrubbish").expect("writable");
-        assert_eq!(store.latest().expect("found").map(|found| found.id), Some("1".to_owned()));
+        assert_eq!(
+            store.latest("plant").expect("found").map(|found| found.id),
+            Some("1".to_owned())
+        );
     }
 
     #[test]
@@ -322,7 +335,19 @@ mod tests {
         assert!(earlier < ids[0] && ids.is_sorted_by(|one, next| one < next));
         store.save(&checkpoint(&ids[0])).expect("saved");
         store.prune(&BTreeSet::new()).expect("pruned");
-        assert_eq!(store.latest().expect("found").map(|found| found.id), Some(ids[0].clone()));
+        assert_eq!(
+            store.latest("plant").expect("found").map(|found| found.id),
+            Some(ids[0].clone())
+        );
+    }
+
+    #[test]
+    fn the_state_of_another_pipeline_is_not_gone_on_from() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 2);
+        store.save(&checkpoint("1")).expect("saved");
+        let error = store.latest("wards").expect_err("refused").to_string();
+        assert!(error.contains("state of pipeline plant, this one is wards"), "{error}");
     }
 
     #[test]
@@ -334,7 +359,7 @@ mod tests {
         bytes.extend_from_slice(&0_u64.to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         fs::write(store.path("1"), bytes).expect("writable");
-        let error = store.latest().expect_err("refused").to_string();
+        let error = store.latest("plant").expect_err("refused").to_string();
         assert!(error.contains("format 7, this program reads format 1"), "{error}");
     }
 }

@@ -131,6 +131,8 @@ fn watch(seconds: u64, status: Arc<Status>, alerts: Arc<Mutex<Alerts>>, pipeline
 struct Alerts {
     segments: u64,
     begun: Vec<Alert>,
+    /// Place of each machine's last alert in `begun`.
+    last: HashMap<Arc<str>, usize>,
     /// First and last event time of each machine's warm segments.
     watched: HashMap<Arc<str>, (i64, i64)>,
 }
@@ -184,7 +186,8 @@ impl Alerts {
                 watched.1 = segment.window_end;
             }
             let Some(id) = &score.alert_id else { continue };
-            match self.begun.iter_mut().rev().find(|alert| alert.id == *id) {
+            let last = self.last.get(&segment.key).and_then(|last| self.begun.get_mut(*last));
+            match last.filter(|alert| alert.id == *id) {
                 Some(alert) => {
                     alert.to = segment.window_end;
                     if score.p_value < alert.p_value {
@@ -192,14 +195,17 @@ impl Alerts {
                         alert.channel = score.causes.first().map(|(channel, _)| *channel);
                     }
                 }
-                None => self.begun.push(Alert {
-                    id: id.clone(),
-                    key: Arc::clone(&segment.key),
-                    from: segment.window_start,
-                    to: segment.window_end,
-                    p_value: score.p_value,
-                    channel: score.causes.first().map(|(channel, _)| *channel),
-                }),
+                None => {
+                    self.last.insert(Arc::clone(&segment.key), self.begun.len());
+                    self.begun.push(Alert {
+                        id: id.clone(),
+                        key: Arc::clone(&segment.key),
+                        from: segment.window_start,
+                        to: segment.window_end,
+                        p_value: score.p_value,
+                        channel: score.causes.first().map(|(channel, _)| *channel),
+                    });
+                }
             }
         }
     }

@@ -175,6 +175,7 @@ impl Learner {
         self.model = fresh.model;
         self.training = fresh.training;
         self.pairs = fresh.pairs;
+        self.keys.limit(pipeline.windows.max_keys);
         Ok(self)
     }
 

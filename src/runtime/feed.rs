@@ -173,7 +173,7 @@ impl<'a> Feed<'a> {
                 }
                 // A source without positions of its own assigns once.
                 self.resumed = None;
-                self.status.set_ready(true);
+                self.status.set_ready(!self.lanes.is_empty());
             }
             Event::Revoked(revoked) => {
                 // What was done for these lanes is committed before another may take over; what
@@ -191,6 +191,7 @@ impl<'a> Feed<'a> {
                     self.worker(&lane).send(Task::Close(lane.clone())).map_err(ended)?;
                     self.lanes.remove(&lane);
                 }
+                self.status.set_ready(!self.lanes.is_empty());
                 self.source.release()?;
             }
             Event::Idle | Event::End => {}
@@ -222,7 +223,10 @@ impl<'a> Feed<'a> {
         if let Some(checkpoint) = checkpoint {
             let saved = checkpoint.windows.iter().find(|(saved, _)| *saved == lane);
             windows = saved
-                .map(|(lane, bytes)| load_windows(lane, bytes, &self.shape).map(Box::new))
+                .map(|(lane, bytes)| {
+                    load_windows(lane, bytes, &self.shape, self.pipeline.windows.max_keys)
+                        .map(Box::new)
+                })
                 .transpose()?;
             if !self.restored {
                 tracing::info!(checkpoint = checkpoint.id, "going on from a checkpoint");

@@ -183,7 +183,8 @@ fn describe(segmenter: &mut Segmenter, segments: Segments) -> Ingested {
     }
 }
 
-/// The windows of a lane from a checkpoint's bytes, if they are cut as `shape` says.
+/// The windows of a lane from a checkpoint's bytes, if they are cut as `shape` says; from now on
+/// they are of at most `max_keys` keys.
 ///
 /// # Errors
 /// If the bytes are not windows, or were cut to another shape.
@@ -191,10 +192,11 @@ pub fn load_windows(
     lane: &Lane,
     bytes: &[u8],
     shape: &WindowShape,
+    max_keys: usize,
 ) -> Result<Segmenter, CheckpointError> {
     let failed =
         |reason: String| CheckpointError::State { what: format!("windows of {lane}"), reason };
-    let segmenter: Segmenter =
+    let mut segmenter: Segmenter =
         postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
     if segmenter.shape() != shape {
         return Err(failed(format!(
@@ -202,5 +204,6 @@ pub fn load_windows(
             segmenter.shape()
         )));
     }
+    segmenter.limit_keys(max_keys);
     Ok(segmenter)
 }

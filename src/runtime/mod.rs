@@ -105,7 +105,7 @@ pub fn open_source(
 ) -> Result<(Box<dyn Source>, Option<Checkpoint>), RuntimeError> {
     let kafka = matches!(pipeline.source, config::Source::Kafka(_));
     let resumed = match store {
-        Some(store) if !kafka => store.latest()?,
+        Some(store) if !kafka => store.latest(&pipeline.name)?,
         _ => None,
     };
     let positions =

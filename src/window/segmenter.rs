@@ -136,6 +136,11 @@ impl Segmenter {
         self.max_time.map(|time| time.saturating_sub(self.shape.lateness))
     }
 
+    /// Holds at most `max_keys` keys from now on, see [`KeyMap::limit`].
+    pub fn limit_keys(&mut self, max_keys: usize) {
+        self.keys.limit(max_keys);
+    }
+
     /// Number of keys held.
     pub fn keys(&self) -> usize {
         self.keys.len()
