@@ -115,9 +115,10 @@ fn usable(scale: f32, center: f32) -> f32 {
     scale.max(1e-4 * center.abs()).max(1e-6)
 }
 
-/// Linear up to [`LINEAR`] in size, logarithmic beyond. NaN stays NaN.
+/// Linear up to [`LINEAR`] in size, logarithmic beyond. NaN stays NaN; what overflowed becomes
+/// finite, for one infinity would be in every weight after the next step.
 fn compress(value: f32) -> f32 {
-    let size = value.abs();
+    let size = value.abs().clamp(0.0, f32::MAX);
     if size > LINEAR { (LINEAR + (1.0 + size - LINEAR).ln()).copysign(value) } else { value }
 }
 
@@ -130,7 +131,7 @@ fn median(mut values: Vec<f32>) -> Option<f32> {
     let (below, upper, _) = values.select_nth_unstable_by(middle, f32::total_cmp);
     let upper = *upper;
     match below.iter().copied().max_by(f32::total_cmp) {
-        Some(lower) if values.len().is_multiple_of(2) => Some((lower + upper) / 2.0),
+        Some(lower) if values.len().is_multiple_of(2) => Some(lower.midpoint(upper)),
         _ => Some(upper),
     }
 }
@@ -141,6 +142,19 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_distr::StandardNormal;
     use rand_pcg::Pcg64Mcg;
+
+    #[test]
+    fn values_of_any_size_stay_finite() {
+        let extremes = [f32::MAX, f32::MIN, 0.0, 1.0];
+        for first in [[0.0; 4], [f32::MAX; 4], [f32::MIN; 4], extremes] {
+            let mut standardiser = Standardiser::new(&first, 4, 0);
+            for _ in 0..100 {
+                let values = apply(&standardiser, &extremes);
+                assert!(values.iter().all(|value| value.is_finite()), "{first:?}: {values:?}");
+                standardiser.learn(&extremes, 4, 4, 10);
+            }
+        }
+    }
 
     fn apply(standardiser: &Standardiser, segment: &[f32]) -> Vec<f32> {
         let mut out = Vec::new();
