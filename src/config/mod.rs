@@ -338,6 +338,8 @@ pub enum Part {
     Level,
     /// Sudden changes of its newest samples.
     Change,
+    /// Errors of one-step forecasts: too large, too small, or of one sign.
+    Residual,
 }
 
 /// Which segments of an episode a score marks.
@@ -530,7 +532,7 @@ impl Default for Scores {
         Self {
             warmup: 500,
             false_alarms: FalseAlarms::default(),
-            parts: vec![Part::Surprise, Part::Distance, Part::Level, Part::Change],
+            parts: vec![Part::Surprise, Part::Distance, Part::Level, Part::Residual],
             mark: Mark::State,
         }
     }

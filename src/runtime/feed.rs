@@ -58,7 +58,7 @@ const FULL: Duration = Duration::from_millis(1);
 /// ahead; a shorter one is waited out.
 const JAM: Duration = Duration::from_secs(1);
 /// Tries of a commit that no later one makes good.
-const LAST_TRIES: usize = 4;
+const LAST_TRIES: usize = 6;
 /// Longest pause between two tries of a source that failed for now.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 

@@ -3,7 +3,7 @@
 //! Each part of `scores.parts` says how strange a segment is, in units of its own: its InfoNCE
 //! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones,
 //! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
-//! channels against the key's normal (`level.rs`). Each is measured by its key's own centre and
+//! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`). Each is measured by its key's own centre and
 //! spread, then turned into a tail probability from all keys' values together (`tail.rs`): a key
 //! lends its measure, the pipeline the shape of the tail. Fisher's method combines the
 //! probabilities to the evidence that makes the score (`combine.rs`); since parts are not
@@ -15,6 +15,7 @@ mod change;
 mod combine;
 mod level;
 mod memory;
+mod residual;
 mod ruler;
 mod tail;
 
@@ -29,6 +30,7 @@ use self::causes::View;
 use self::change::{Changes, SCALES};
 use self::level::Level;
 use self::memory::Memory;
+use self::residual::{Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
 use crate::config::{self, Mark, Part};
@@ -57,12 +59,14 @@ pub struct Scorer {
     rng: Pcg64Mcg,
 }
 
-/// Statistics of a segment: surprise, distance, level, and a change per time scale.
-const STATISTICS: usize = 3 + SCALES;
+/// Statistics of a segment: surprise, distance, level, a change per time scale, and those of the
+/// forecast errors.
+const STATISTICS: usize = 3 + SCALES + KINDS;
 const SURPRISE: usize = 0;
 const DISTANCE: usize = 1;
 const LEVEL: usize = 2;
 const CHANGE: usize = 3;
+const RESIDUAL: usize = CHANGE + SCALES;
 
 /// What the scorer keeps per key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -70,6 +74,8 @@ struct KeyState {
     segments: u64,
     /// One per channel.
     changes: Vec<Changes>,
+    forecasts: Forecasts,
+    previous: Option<Origin>,
     level: Level,
     level_excursion: Excursion,
     /// Of surprise and distance.
@@ -114,6 +120,8 @@ struct Findings {
     level: Option<level::Found>,
     /// Per channel, its largest change per time scale.
     changes: Vec<[f32; SCALES]>,
+    /// Per channel, the statistics of its forecast errors.
+    residuals: Vec<[f32; KINDS]>,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -193,11 +201,11 @@ impl Scorer {
 
             let rarest = state.alarm_probability(meta.window_end, interval);
             let found = state.find(
-                segments.segment(index, size),
+                (segments.segment(index, size), values),
                 segments.fresh[index],
                 &self.shape,
-                embedded.surprises[row],
-                distances[row],
+                &origin,
+                (embedded.surprises[row], distances[row]),
             );
             let mut parts = [None; STATISTICS];
             for part in &self.config.parts {
@@ -216,8 +224,7 @@ impl Scorer {
                     let parts = parts[range].iter().flatten();
                     parts.map(|p| -p.ln()).fold(0.0, f64::max)
                 };
-                let mut views =
-                    found.views(evidence_of(LEVEL..CHANGE), evidence_of(CHANGE..STATISTICS));
+                let mut views = found.views(evidence_of);
                 if self.shape.channels > 1 {
                     let occluded = causes::occluded(values, self.shape.channels);
                     let cosines = self.memory.cosines(&learner.embed_standardised(&occluded));
@@ -242,7 +249,7 @@ impl Scorer {
                 p_value,
                 surprise: found.surprise.unwrap_or(0.0),
                 distance: found.distance.unwrap_or(0.0),
-                residual: found.statistics[CHANGE].unwrap_or(0.0),
+                residual: found.statistics[RESIDUAL].unwrap_or(0.0),
                 alert,
                 alert_id,
                 causes,
@@ -262,7 +269,7 @@ impl Scorer {
                 let lessons = state.level_excursion.take_in(level, alert);
                 lessons.for_each(|value| self.tails[LEVEL].learn(value));
             }
-            state.learn(&found, meta.window_end);
+            state.learn(&found, &origin, meta.window_end);
             if !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED) {
                 self.memory.admit(embedding, values, origin, &mut self.rng);
             }
@@ -277,23 +284,28 @@ fn statistics_of(part: Part) -> Range<usize> {
         Part::Distance => DISTANCE..DISTANCE + 1,
         Part::Level => LEVEL..LEVEL + 1,
         Part::Change => CHANGE..CHANGE + SCALES,
+        Part::Residual => RESIDUAL..RESIDUAL + KINDS,
     }
 }
 
 impl Findings {
-    /// What level and changes say about the channels.
-    fn views(&self, level_evidence: f64, change_evidence: f64) -> Vec<View> {
-        let squares = |values: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
-            values.map(|value| value.powi(2)).collect()
-        };
-        let largest = |sizes: &[f32; SCALES]| sizes.iter().copied().fold(0.0, f32::max);
-        let mut views = vec![View {
-            evidence: change_evidence,
-            weights: squares(&mut self.changes.iter().map(largest)),
-        }];
+    /// What level, changes and residuals say about the channels, each with as much weight as its
+    /// statistics have evidence.
+    fn views(&self, evidence_of: impl Fn(Range<usize>) -> f64) -> Vec<View> {
+        let mut views = Vec::new();
         if let Some(level) = &self.level {
-            let weights = squares(&mut level.deviations.iter().copied());
-            views.push(View { evidence: level_evidence, weights });
+            let weights = level.deviations.iter().map(|deviation| deviation.powi(2)).collect();
+            views.push(View { evidence: evidence_of(LEVEL..CHANGE), weights });
+        }
+        for scale in 0..SCALES {
+            let weights = self.changes.iter().map(|sizes| sizes[scale].powi(2)).collect();
+            let at = CHANGE + scale;
+            views.push(View { evidence: evidence_of(at..at + 1), weights });
+        }
+        for kind in 0..KINDS {
+            let weights = self.residuals.iter().map(|sizes| sizes[kind].powi(2)).collect();
+            let at = RESIDUAL + kind;
+            views.push(View { evidence: evidence_of(at..at + 1), weights });
         }
         views
     }
@@ -317,24 +329,26 @@ impl Excursion {
 }
 
 impl KeyState {
-    /// Looks at a raw segment `[channels, time]`, of which the `fresh` last samples are new. The
-    /// key's changes and level learn from it, its rulers do not.
+    /// Looks at a segment `[channels, time]`, raw and standardised, of which the `fresh` last
+    /// samples are new. The key's changes, forecasts and level learn from it, its rulers do not.
     fn find(
         &mut self,
-        values: &[f32],
+        (raw, standardised): (&[f32], &[f32]),
         fresh: usize,
         shape: &WindowShape,
-        surprise: Option<f32>,
-        distance: Option<f32>,
+        origin: &Origin,
+        (surprise, distance): (Option<f32>, Option<f32>),
     ) -> Findings {
         self.changes.resize_with(shape.channels, Changes::default);
         let changes: Vec<[f32; SCALES]> = self
             .changes
             .iter_mut()
-            .zip(values.chunks_exact(shape.length))
+            .zip(raw.chunks_exact(shape.length))
             .map(|(changes, samples)| changes.push(samples, fresh))
             .collect();
-        let level = self.level.push(values, shape.length, fresh);
+        let continues = self.previous.is_some_and(|previous| origin.follows(&previous));
+        let residuals = self.forecasts.push(standardised, shape.length, fresh, continues);
+        let level = self.level.push(raw, shape.length, fresh);
         let mut statistics = [None; STATISTICS];
         statistics[SURPRISE] = surprise.map(|value| self.rulers[0].measure(value));
         statistics[DISTANCE] = distance.map(|value| self.rulers[1].measure(value));
@@ -343,7 +357,11 @@ impl KeyState {
             let largest = changes.iter().map(|sizes| sizes[scale]).fold(0.0, f32::max);
             statistics[CHANGE + scale] = Some(largest);
         }
-        Findings { statistics, surprise, distance, level, changes }
+        for kind in 0..KINDS {
+            let largest = residuals.iter().map(|sizes| sizes[kind]).fold(0.0, f32::max);
+            statistics[RESIDUAL + kind] = Some(largest);
+        }
+        Findings { statistics, surprise, distance, level, changes, residuals }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -356,7 +374,7 @@ impl KeyState {
     /// with, else 0: what has been marked is not marked again. Suspicious is what would make an
     /// alert last.
     fn onset(&mut self, ln_p: f64, rarest: f64, origin: &Origin, reach: u64) -> f64 {
-        let past = self.peak.filter(|peak| origin.sequence - peak.sequence <= reach);
+        let past = self.peak.filter(|peak| origin.sequence.saturating_sub(peak.sequence) <= reach);
         if past.is_some_and(|peak| peak.ln_p <= ln_p) {
             return 0.0;
         }
@@ -402,7 +420,7 @@ impl KeyState {
         }
     }
 
-    fn learn(&mut self, found: &Findings, window_end: i64) {
+    fn learn(&mut self, found: &Findings, origin: &Origin, window_end: i64) {
         for (ruler, value) in self.rulers.iter_mut().zip([found.surprise, found.distance]) {
             if let Some(value) = value {
                 ruler.learn(value);
@@ -415,6 +433,7 @@ impl KeyState {
             self.step += (step - self.step) / self.segments.min(100) as f64;
         }
         self.last_end = window_end;
+        self.previous = Some(*origin);
         self.segments += 1;
     }
 }
