@@ -338,8 +338,10 @@ pub enum Part {
     Level,
     /// Sudden changes of its newest samples.
     Change,
-    /// Errors of one-step forecasts: too large, too small, or of one sign.
+    /// Errors of one-step forecasts: too large, or of one sign.
     Residual,
+    /// How its channels move: the size of their steps at several lags.
+    Texture,
 }
 
 /// Which segments of an episode a score marks.
@@ -532,7 +534,7 @@ impl Default for Scores {
         Self {
             warmup: 500,
             false_alarms: FalseAlarms::default(),
-            parts: vec![Part::Surprise, Part::Distance, Part::Level, Part::Residual],
+            parts: vec![Part::Surprise, Part::Distance, Part::Level, Part::Residual, Part::Texture],
             mark: Mark::State,
         }
     }

@@ -3,7 +3,8 @@
 //! Each part of `scores.parts` says how strange a segment is, in units of its own: its InfoNCE
 //! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones,
 //! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
-//! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`). Each is measured by its key's own centre and
+//! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`), the
+//! size of its steps at several lags (`texture.rs`). Each is measured by its key's own centre and
 //! spread, then turned into a tail probability from all keys' values together (`tail.rs`): a key
 //! lends its measure, the pipeline the shape of the tail. Fisher's method combines the
 //! probabilities to the evidence that makes the score (`combine.rs`); since parts are not
@@ -18,6 +19,7 @@ mod memory;
 mod residual;
 mod ruler;
 mod tail;
+mod texture;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use self::memory::Memory;
 use self::residual::{Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
+use self::texture::{Steps, Texture};
 use crate::config::{self, Mark, Part};
 use crate::keys::KeyMap;
 use crate::learner::{self, Embedded, Learner};
@@ -59,14 +62,15 @@ pub struct Scorer {
     rng: Pcg64Mcg,
 }
 
-/// Statistics of a segment: surprise, distance, level, a change per time scale, and those of the
-/// forecast errors.
-const STATISTICS: usize = 3 + SCALES + KINDS;
+/// Statistics of a segment: surprise, distance, level, a change per time scale, those of the
+/// forecast errors, and texture.
+const STATISTICS: usize = 3 + SCALES + KINDS + 1;
 const SURPRISE: usize = 0;
 const DISTANCE: usize = 1;
 const LEVEL: usize = 2;
 const CHANGE: usize = 3;
 const RESIDUAL: usize = CHANGE + SCALES;
+const TEXTURE: usize = RESIDUAL + KINDS;
 
 /// What the scorer keeps per key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -75,6 +79,8 @@ struct KeyState {
     /// One per channel.
     changes: Vec<Changes>,
     forecasts: Forecasts,
+    /// One per channel.
+    textures: Vec<Texture>,
     previous: Option<Origin>,
     level: Level,
     level_excursion: Excursion,
@@ -122,6 +128,8 @@ struct Findings {
     changes: Vec<[f32; SCALES]>,
     /// Per channel, the statistics of its forecast errors.
     residuals: Vec<[f32; KINDS]>,
+    /// Per channel, its steps and how they deviate from the usual ones.
+    steps: Vec<(Steps, f32)>,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -256,8 +264,10 @@ impl Scorer {
                 warm,
             });
 
+            let normal = !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED);
             for at in (0..STATISTICS).filter(|at| *at != LEVEL) {
-                if let Some(value) = found.statistics[at] {
+                let learns = normal || (CHANGE..RESIDUAL).contains(&at);
+                if let Some(value) = found.statistics[at].filter(|_| learns) {
                     self.tails[at].learn(value);
                 }
             }
@@ -270,7 +280,7 @@ impl Scorer {
                 lessons.for_each(|value| self.tails[LEVEL].learn(value));
             }
             state.learn(&found, &origin, meta.window_end);
-            if !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED) {
+            if normal {
                 self.memory.admit(embedding, values, origin, &mut self.rng);
             }
         }
@@ -285,6 +295,7 @@ fn statistics_of(part: Part) -> Range<usize> {
         Part::Level => LEVEL..LEVEL + 1,
         Part::Change => CHANGE..CHANGE + SCALES,
         Part::Residual => RESIDUAL..RESIDUAL + KINDS,
+        Part::Texture => TEXTURE..TEXTURE + 1,
     }
 }
 
@@ -307,6 +318,8 @@ impl Findings {
             let at = RESIDUAL + kind;
             views.push(View { evidence: evidence_of(at..at + 1), weights });
         }
+        let weights = self.steps.iter().map(|(_, deviation)| deviation.powi(2)).collect();
+        views.push(View { evidence: evidence_of(TEXTURE..STATISTICS), weights });
         views
     }
 }
@@ -330,7 +343,8 @@ impl Excursion {
 
 impl KeyState {
     /// Looks at a segment `[channels, time]`, raw and standardised, of which the `fresh` last
-    /// samples are new. The key's changes, forecasts and level learn from it, its rulers do not.
+    /// samples are new. The key's changes, forecasts and level learn from it, its rulers and
+    /// textures do not.
     fn find(
         &mut self,
         (raw, standardised): (&[f32], &[f32]),
@@ -361,7 +375,17 @@ impl KeyState {
             let largest = residuals.iter().map(|sizes| sizes[kind]).fold(0.0, f32::max);
             statistics[RESIDUAL + kind] = Some(largest);
         }
-        Findings { statistics, surprise, distance, level, changes, residuals }
+        self.textures.resize_with(shape.channels, Texture::default);
+        let textures = self.textures.iter().zip(standardised.chunks_exact(shape.length));
+        let steps: Vec<(Steps, f32)> = textures
+            .map(|(texture, samples)| {
+                let steps = Texture::steps(samples);
+                (steps, texture.measure(&steps))
+            })
+            .collect();
+        statistics[TEXTURE] =
+            Some(steps.iter().map(|(_, deviation)| *deviation).fold(0.0, f32::max));
+        Findings { statistics, surprise, distance, level, changes, residuals, steps }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -425,6 +449,9 @@ impl KeyState {
             if let Some(value) = value {
                 ruler.learn(value);
             }
+        }
+        for (texture, (steps, _)) in self.textures.iter_mut().zip(&found.steps) {
+            texture.learn(steps);
         }
         if self.segments > 0 {
             let step = (window_end - self.last_end).max(0) as f64;

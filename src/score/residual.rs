@@ -1,18 +1,16 @@
 //! The residual path: a robust one-step forecast per channel, from its own last samples and the
 //! other channels' present and last ones.
 //!
-//! A small embedding does not see a single spike in one channel; a forecast does. And what a fault
-//! does to forecast errors tells more than their size: a sensor that sticks has errors too small,
-//! one that no longer follows the others has errors that all point one way. Each channel of a key
-//! has a linear filter fitted by recursive least squares with forgetting (Plackett 1950; Haykin,
+//! A small embedding does not see a single spike in one channel; a forecast does. And errors that
+//! all point one way tell that a channel no longer follows the others. Each channel of a key has a linear filter fitted by recursive least squares with forgetting (Plackett 1950; Haykin,
 //! Adaptive Filter Theory), on winsorised errors, so that one fault neither passes unseen nor
 //! teaches the filter to expect more.
 
 use serde::{Deserialize, Serialize};
 
-/// Statistics of the errors: their largest size among the new samples, the size of their recent
-/// mean, and how their recent size compares with the usual one.
-pub const KINDS: usize = 3;
+/// Statistics of the errors: their largest size among the new samples, and the size of their recent
+/// mean.
+pub const KINDS: usize = 2;
 
 /// A channel's own samples that a forecast looks back on.
 const LAGS: usize = 4;
@@ -90,7 +88,7 @@ impl Forecasts {
                 let size = forecast.push(values[channel * time + at], &mut input);
                 found[0] = size.max(found[0]);
             }
-            [found[1], found[2]] = forecast.recent();
+            found[1] = forecast.drift();
         }
         found
     }
@@ -174,17 +172,13 @@ impl Forecast {
         }
     }
 
-    /// The recent errors' mean in its standard deviations, and the logarithm of their size in the
-    /// usual one, either way.
-    fn recent(&self) -> [f32; 2] {
+    /// The size of the recent errors' mean, in its standard deviations.
+    fn drift(&self) -> f32 {
         if self.seen < KNOWN || self.errors < RECENT as u64 {
-            return [0.0; 2];
+            return 0.0;
         }
-        let usual = self.usual.max(RESOLUTION);
         let mean = self.recent.iter().sum::<f32>() / RECENT as f32;
-        let size = self.recent.iter().map(|error| error.abs()).sum::<f32>() / RECENT as f32;
-        let drift = mean.abs() * (RECENT as f32).sqrt() / (NORMAL * usual);
-        [drift, (size.max(1e-2 * RESOLUTION) / usual).ln().abs()]
+        mean.abs() * (RECENT as f32).sqrt() / (NORMAL * self.usual.max(RESOLUTION))
     }
 
     fn remember(&mut self, sample: f32) {
@@ -242,7 +236,7 @@ mod tests {
         let mut forecasts = machine.learned();
         let mut segment = machine.segment();
         let usual = forecasts.clone().push(&segment, TIME, TIME, true);
-        assert!(usual.iter().all(|found| found[0] < 4.5 && found[1] < 4.0 && found[2] < 1.0));
+        assert!(usual.iter().all(|found| found[0] < 4.5 && found[1] < 4.0));
         segment[TIME - 1] += 2.0;
         let spike = forecasts.push(&segment, TIME, TIME, true);
         assert!(spike[0][0] > 6.0 && spike[0][0] > spike[1][0], "{spike:?}");
@@ -257,16 +251,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_sensor_has_errors_too_small_and_a_loose_one_errors_of_one_sign() {
+    fn a_channel_that_leaves_the_others_has_errors_of_one_sign() {
         let mut machine = Machine::new();
         let mut forecasts = machine.learned();
-        let mut segment = machine.segment();
-        let normal = segment.clone();
-        segment[..TIME].fill(f32::NAN);
-        segment[..TIME].copy_from_slice(&[normal[0]; TIME]);
-        let stuck = forecasts.clone().push(&segment, TIME, TIME, true);
+        let normal = machine.segment();
         let usual = forecasts.clone().push(&normal, TIME, TIME, true);
-        assert!(stuck[0][1].max(stuck[0][2]) > 2.0 * usual[0][1].max(usual[0][2]), "{stuck:?}");
         let mut drifting = normal.clone();
         drifting[..TIME].iter_mut().zip(0..).for_each(|(value, at)| *value += 0.2 * at as f32);
         let loose = forecasts.push(&drifting, TIME, TIME, true);

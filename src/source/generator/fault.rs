@@ -19,7 +19,7 @@ pub enum FaultKind {
     Spike,
     /// The channel's level moves and moves back.
     LevelShift,
-    /// The channel's seasons run faster or slower.
+    /// The channel's seasons run several times as fast.
     ChangedFrequency,
     /// The channel repeats its last value.
     StuckSensor,
@@ -138,12 +138,10 @@ impl FaultPlan {
     fn size(&mut self, kind: FaultKind) -> f64 {
         let up = self.rng.random_bool(0.5);
         match kind {
-            FaultKind::Spike => signed(up, self.rng.random_range(6.0..12.0)),
+            // Well beyond what the noise does by itself: one sample in 64 is wider.
+            FaultKind::Spike => signed(up, self.rng.random_range(12.0..24.0)),
             FaultKind::LevelShift => signed(up, self.rng.random_range(3.0..6.0)),
-            FaultKind::ChangedFrequency => {
-                let factor: f64 = self.rng.random_range(1.6..2.5);
-                if up { factor } else { factor.recip() }
-            }
+            FaultKind::ChangedFrequency => self.rng.random_range(3.0..6.0),
             FaultKind::StuckSensor | FaultKind::LostCorrelation => 0.0,
         }
     }
@@ -218,9 +216,9 @@ mod tests {
                 })
                 .collect();
             let bounds = match kind {
-                FaultKind::Spike => 6.0..=12.0,
+                FaultKind::Spike => 12.0..=24.0,
                 FaultKind::LevelShift => 3.0..=6.0,
-                FaultKind::ChangedFrequency => 0.4..=2.5,
+                FaultKind::ChangedFrequency => 3.0..=6.0,
                 FaultKind::StuckSensor | FaultKind::LostCorrelation => 0.0..=0.0,
             };
             assert!(sizes.len() > 100, "{kind}");
