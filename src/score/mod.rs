@@ -165,6 +165,7 @@ impl Scorer {
     /// Takes on what `pipeline` says of scores, after loading.
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Self {
         self.config = pipeline.scores.clone();
+        self.keys.limit(pipeline.windows.max_keys);
         self
     }
 
@@ -468,6 +469,7 @@ impl KeyState {
 /// A score in 0..1, 0.5 where the evidence alone would begin an alert: `L / (1 + L)` with
 /// `L = ln p / ln p_alert`.
 fn verdict(ln_p: f64, rarest: f64) -> f64 {
-    let level = ln_p / rarest.ln();
+    // Plus zero: no evidence is 0, not -0.
+    let level = ln_p / rarest.ln() + 0.0;
     level / (1.0 + level)
 }
