@@ -407,7 +407,8 @@ pub enum PartitionColumn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Folder; left out, nothing is saved and a restart learns anew.
+    /// Folder, of this pipeline alone; replicas share it. Left out, nothing is saved and a restart
+    /// learns anew.
     pub store: Option<PathBuf>,
     /// Time between two commits.
     pub interval: TimeSpan,
