@@ -276,7 +276,7 @@ fn the_demo_ends_by_itself_with_a_summary() {
     let out = format!("sink.parquet.path={}", folder.path().display());
     let ended = finish(["demo", "--seconds", "6", "--set", &out]).exits(0);
     for expected in [
-        "8 machines with 5 sensors each",
+        "24 machines with 5 sensors each",
         " records in ",
         " segments, ",
         "faults found: ",

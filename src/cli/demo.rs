@@ -88,10 +88,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         "false alarms: {} in {:.0} machine-days of event time ({} promised per machine)",
         verdict.false_alarms, verdict.machine_days, pipeline.scores.false_alarms
     );
-    println!(
-        "faulty channel named first: {} of {} found on several channels",
-        verdict.named_first, verdict.found
-    );
+    println!("faulty channel named first: in {} of {} found", verdict.named_first, verdict.found);
     if let Some(parquet) = &pipeline.sink.parquet {
         println!("embeddings and scores: {}", folder(&parquet.path).display());
     }
