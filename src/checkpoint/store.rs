@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -137,14 +137,15 @@ impl Store {
         Ok(None)
     }
 
-    /// Drops old checkpoints, once a newer one is committed: not the newest few, not those of the
-    /// ids `in_use`, and of other processes only what has been there for long, for they may be
-    /// about to commit it.
+    /// Drops old checkpoints of `pipeline`, once a newer one is committed: not the newest few, not
+    /// those of the ids `in_use`, and of other processes only what has been there for long, for
+    /// they may be about to commit it.
     ///
     /// # Errors
     /// If the folder cannot be read or a file not be removed.
-    pub fn prune(&self, in_use: &BTreeSet<String>) -> Result<(), CheckpointError> {
-        let paths = self.paths()?;
+    pub fn prune(&self, pipeline: &str, in_use: &BTreeSet<String>) -> Result<(), CheckpointError> {
+        let mut paths = self.paths()?;
+        paths.retain(|path| owner(path).is_some_and(|owner| owner == pipeline));
         let own = format!("-{:016x}", process_token());
         let others_until = chrono::Utc::now().timestamp_micros() - OTHERS_STAY.as_micros() as i64;
         for path in &paths[..paths.len().saturating_sub(self.keep)] {
@@ -194,6 +195,19 @@ fn made(id: &str) -> Option<i64> {
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError {
     let path = path.to_owned();
     move |reason| CheckpointError::File { path, reason }
+}
+
+/// The pipeline that a checkpoint is of, from the beginning of its file; `None` where that cannot
+/// be told.
+fn owner(path: &Path) -> Option<String> {
+    /// Enough for an id and the longest name that topics can begin with.
+    const BEGINNING: u64 = 4096;
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(BEGINNING).read_to_end(&mut bytes)).ok()?;
+    // The first fields of `Checkpoint`.
+    let ((_, pipeline), _) =
+        postcard::take_from_bytes::<(String, String)>(bytes.get(HEADER..)?).ok()?;
+    Some(pipeline)
 }
 
 fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
@@ -297,7 +311,7 @@ mod tests {
         let store = store(folder.path(), 2);
         for id in ["1", "2", "3", "4"] {
             store.save(&checkpoint(id)).expect("saved");
-            store.prune(&BTreeSet::new()).expect("pruned");
+            store.prune("plant", &BTreeSet::new()).expect("pruned");
         }
         assert_eq!(store.paths().expect("listed").len(), 2);
         let error = store.load("2", "sensors[3]").expect_err("pruned");
@@ -317,7 +331,7 @@ mod tests {
             store.save(&checkpoint(id)).expect("saved");
         }
 
-        store.prune(&BTreeSet::from([in_use.clone()])).expect("pruned");
+        store.prune("plant", &BTreeSet::from([in_use.clone()])).expect("pruned");
 
         let left = store.paths().expect("listed");
         assert_eq!(left, [in_use, about_to_commit, own[2].clone()].map(|id| store.path(&id)));
@@ -334,7 +348,7 @@ mod tests {
         let ids: Vec<String> = (0..100).map(|_| Checkpoint::new_id()).collect();
         assert!(earlier < ids[0] && ids.is_sorted_by(|one, next| one < next));
         store.save(&checkpoint(&ids[0])).expect("saved");
-        store.prune(&BTreeSet::new()).expect("pruned");
+        store.prune("plant", &BTreeSet::new()).expect("pruned");
         assert_eq!(
             store.latest("plant").expect("found").map(|found| found.id),
             Some(ids[0].clone())
@@ -348,6 +362,22 @@ mod tests {
         store.save(&checkpoint("1")).expect("saved");
         let error = store.latest("wards").expect_err("refused").to_string();
         assert!(error.contains("state of pipeline plant, this one is wards"), "{error}");
+    }
+
+    #[test]
+    fn another_pipeline_of_the_same_folder_keeps_its_checkpoints() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path(), 1);
+        let other = Checkpoint { pipeline: "other".to_owned(), ..checkpoint("1") };
+        store.save(&other).expect("saved");
+        for id in ["2", "3"] {
+            store.save(&checkpoint(id)).expect("saved");
+        }
+
+        store.prune("plant", &BTreeSet::new()).expect("pruned");
+
+        let left = store.paths().expect("listed");
+        assert_eq!(left, ["1", "3"].map(|id| store.path(id)));
     }
 
     #[test]

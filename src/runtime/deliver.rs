@@ -94,7 +94,9 @@ impl Deliver<'_> {
         };
         match &committed {
             Ok(()) => {
-                self.prune()?;
+                if let Some(checkpoint) = &epoch.checkpoint {
+                    self.prune(&checkpoint.pipeline)?;
+                }
                 let seconds = began.elapsed().as_secs_f64();
                 metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(seconds);
                 metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
@@ -108,16 +110,16 @@ impl Deliver<'_> {
         Ok(())
     }
 
-    /// Drops checkpoints that no position needs. Where that cannot be known now, a later commit
+    /// Drops checkpoints of the pipeline that no position needs. Where that cannot be known now, a later commit
     /// sees to it.
-    fn prune(&self) -> Result<(), RuntimeError> {
+    fn prune(&self, pipeline: &str) -> Result<(), RuntimeError> {
         let Some(store) = self.store else { return Ok(()) };
         let in_use = match &self.committer {
             Some(committer) => committer.committed_metadata(),
             None => Ok(BTreeSet::new()),
         };
         match in_use {
-            Ok(in_use) => store.prune(&in_use)?,
+            Ok(in_use) => store.prune(pipeline, &in_use)?,
             Err(error) => tracing::warn!(%error, "old checkpoints are kept for now"),
         }
         Ok(())
