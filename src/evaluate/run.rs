@@ -182,7 +182,7 @@ impl Verdicts {
         // Training must not depend on how fast this machine is.
         core.process(
             segments,
-            |_| true,
+            || true,
             |outputs| {
                 for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
                     self.give(meta, (score.score, score.alert));

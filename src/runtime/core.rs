@@ -74,7 +74,7 @@ impl Core {
     pub fn process(
         &mut self,
         segments: &Segments,
-        mut may_train: impl FnMut(Effort) -> bool,
+        mut may_train: impl FnMut() -> bool,
         mut deliver: impl FnMut(Outputs),
     ) -> Effort {
         let mut effort = Effort::default();
@@ -93,7 +93,7 @@ impl Core {
                 scores,
                 model_version: self.learner.version(),
             };
-            self.learner.learn(segments, range, &embedded, may_train(effort));
+            self.learner.learn(segments, range, &embedded, may_train());
             effort.learning += scored.elapsed();
             deliver(outputs);
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::core::{Core, Effort};
+use super::core::Core;
 use super::deliver::{Delivery, Epoch};
 use super::feed::{Commit, Ordered};
 use super::ingest::Ingested;
@@ -76,7 +76,7 @@ impl<'a> Learn<'a> {
             self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)?;
         }
         let (share, most) = (self.share, f64::from(self.pipeline.training.max_share));
-        let may_train = |_: Effort| !lagging || share <= most;
+        let may_train = || !lagging || share <= most;
         let Self { core, deliveries, summary, .. } = self;
         let mut delivered = Ok(());
         let skipped = core.learner().skipped_steps();
