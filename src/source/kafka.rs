@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ use crate::kafka::{
 const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of all lanes that may wait for others of their batch.
 const WAITING_BYTES: usize = 4 * BATCH_BYTES;
+/// Longest wait for a commit to be answered.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for the committed positions of lanes that were assigned.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before asking again for committed positions that the brokers could not tell yet.
@@ -331,6 +333,22 @@ struct Committer {
     topics: Vec<String>,
 }
 
+impl Committer {
+    /// Commits, from a thread that is left behind if need be: without brokers, librdkafka may wait
+    /// for them for as long as nobody polls the consumer, and whoever stops is waiting here.
+    fn commit_in_time(&self, offsets: TopicPartitionList) -> KafkaResult<()> {
+        let (sender, receiver) = mpsc::channel();
+        let consumer = Arc::clone(&self.consumer);
+        thread::spawn(move || {
+            // Nobody listens any more where it took too long.
+            drop(sender.send(consumer.commit(&offsets, CommitMode::Sync)));
+        });
+        receiver
+            .recv_timeout(COMMIT_TIMEOUT)
+            .unwrap_or(Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut)))
+    }
+}
+
 impl Commit for Committer {
     /// Once a lane was lost to another member the commit fails for good: only that member may
     /// commit it. Without a coordinator, the call waits for one as long as `session.timeout.ms`.
@@ -346,7 +364,7 @@ impl Commit for Committer {
         }
         let deadline = Instant::now() + REBALANCE_TIMEOUT;
         let outcome = loop {
-            match self.consumer.commit(&offsets, CommitMode::Sync) {
+            match self.commit_in_time(offsets.clone()) {
                 // The group moved on to its next generation, this member has not heard of it yet.
                 Err(error) if is_rebalance(&error) && Instant::now() < deadline => {
                     thread::sleep(REBALANCE_PAUSE);
