@@ -22,6 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod decode;
 pub mod evaluate;
+mod faults;
 pub mod http;
 mod kafka;
 pub mod keys;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use store::{CheckpointError, Store};
 
+use crate::sink::StagedFile;
 use crate::source::Lane;
 
 /// The state of a pipeline between two records.
@@ -29,6 +30,8 @@ pub struct Checkpoint {
     pub windows: Vec<(Lane, Vec<u8>)>,
     /// Learner and scorer: a [`crate::runtime::Core`].
     pub core: Vec<u8>,
+    /// Files of results that become visible once this is committed.
+    pub staged: Vec<StagedFile>,
 }
 
 impl Checkpoint {

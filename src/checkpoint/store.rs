@@ -262,6 +262,7 @@ mod tests {
             positions: vec![(Lane::new("sensors", 3), 42)],
             windows: vec![(Lane::new("sensors", 3), vec![1, 2, 3])],
             core: vec![9; 100],
+            staged: Vec::new(),
         }
     }
 

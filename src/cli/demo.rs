@@ -11,7 +11,7 @@ use super::service::{Service, open_sinks};
 use crate::config::{ConfigError, Pipeline, Source as Origin};
 use crate::decode::DeadLetter;
 use crate::runtime::Status;
-use crate::sink::{Outputs, Sink, SinkError};
+use crate::sink::{Outputs, Sink, SinkError, StagedFile};
 use crate::source::generator::{Fault, GeneratorSource};
 
 /// The pipeline that the demo runs.
@@ -263,7 +263,7 @@ impl Sink for Watcher {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), SinkError> {
-        Ok(())
+    fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
+        Ok(Vec::new())
     }
 }

@@ -61,6 +61,8 @@ enum Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _armed = crate::faults::arm();
     let arguments = Arguments::parse();
     telemetry::install_logs(arguments.log_format);
     let outcome = match arguments.command {

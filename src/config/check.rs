@@ -51,6 +51,15 @@ pub enum Conflict {
     PoolBelowBatch { pool: usize, batch: usize },
     #[error("sink.kafka needs sink.kafka.brokers where source.kind is not \"kafka\"")]
     NoBrokers,
+    #[error(
+        "checkpoint.delivery = \"exactly-once\" needs checkpoint.store, where state is committed to"
+    )]
+    ExactlyOnceWithoutStore,
+    #[error(
+        "sink.kafka.brokers is not source.brokers, and no transaction spans two clusters: leave it \
+         out if they are one, or set checkpoint.delivery = \"at-least-once\""
+    )]
+    ClustersApart,
     #[error("{key} = {topic:?} is no legal topic name: expected up to 249 of a-z A-Z 0-9 . _ -")]
     IllegalTopic { key: &'static str, topic: String },
     #[error("{key} = {topic:?} is also in source.topics: the pipeline would read its own output")]
@@ -76,6 +85,8 @@ impl Conflict {
             Self::QueueAgainstBatch { .. } => "model.queue",
             Self::PoolBelowBatch { .. } => "pairs.pool",
             Self::NoBrokers => "sink.kafka",
+            Self::ExactlyOnceWithoutStore => "checkpoint.delivery",
+            Self::ClustersApart => "sink.kafka.brokers",
         }
     }
 }
@@ -97,7 +108,26 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     if let Some(store) = &pipeline.checkpoint.store {
         not_empty_path("checkpoint.store", store)?;
     }
+    if let Some(instance) = &pipeline.checkpoint.instance {
+        not_empty("checkpoint.instance", instance)?;
+    }
+    check_delivery(pipeline)?;
     check_listen(&pipeline.http.listen)
+}
+
+/// One commit needs a store for what it commits, and one cluster.
+fn check_delivery(pipeline: &Pipeline) -> Result<(), Conflict> {
+    if !pipeline.exactly_once() {
+        return Ok(());
+    }
+    ensure(pipeline.checkpoint.store.is_some(), || Conflict::ExactlyOnceWithoutStore)?;
+    let into = pipeline.sink.kafka.as_ref().and_then(|sink| sink.brokers.as_ref());
+    match (&pipeline.source, into) {
+        (Source::Kafka(from), Some(into)) => {
+            ensure(from.brokers == *into, || Conflict::ClustersApart)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_name(name: &str) -> Result<(), Conflict> {
@@ -470,6 +500,11 @@ mod tests {
             ("sink.parquet={path=\"\"}", "sink.parquet.path = \"\": expected a path"),
             ("sink.parquet={path=\"o\",roll=\"0B\"}", "sink.parquet.roll = 0B: expected above 0"),
             ("checkpoint.interval=\"0s\"", "checkpoint.interval = 0s: expected at least 1us"),
+            (
+                "checkpoint.delivery=\"exactly-once\"",
+                "checkpoint.delivery = \"exactly-once\" needs checkpoint.store, where state is committed to",
+            ),
+            ("checkpoint.instance=\"\"", "checkpoint.instance = \"\": expected a text"),
             ("checkpoint.keep=0", "checkpoint.keep = 0: expected at least 1"),
             ("http.listen=\"8080\"", "http.listen = \"8080\": expected host:port"),
         ] {

@@ -414,6 +414,21 @@ pub struct Checkpoint {
     pub interval: TimeSpan,
     /// Checkpoints kept beside those that committed positions name.
     pub keep: usize,
+    /// What a crash may do to results. Left out: exactly once where there is a store.
+    pub delivery: Option<Delivery>,
+    /// Tells replicas apart and lets a restarted one end what it had left open: stays the same over
+    /// restarts, and no two replicas that run at once share it. Left out: the machine's name.
+    pub instance: Option<String>,
+}
+
+/// What a crash may do to results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// Nothing: results, positions and state are committed together.
+    ExactlyOnce,
+    /// Results since the last commit come twice.
+    AtLeastOnce,
 }
 
 /// `[http]`: metrics and health.
@@ -431,6 +446,20 @@ impl Pipeline {
             Source::Kafka(KafkaSource { group: Some(group), .. }) => group.clone(),
             _ => format!("contrastream-{}", self.name),
         }
+    }
+
+    /// Whether results, positions and state are committed together.
+    pub fn exactly_once(&self) -> bool {
+        match self.checkpoint.delivery {
+            Some(delivery) => delivery == Delivery::ExactlyOnce,
+            None => self.checkpoint.store.is_some(),
+        }
+    }
+
+    /// The name of this replica, `checkpoint.instance` or the machine's.
+    pub fn instance(&self) -> String {
+        let machine = || gethostname::gethostname().to_string_lossy().into_owned();
+        self.checkpoint.instance.clone().unwrap_or_else(machine)
     }
 }
 
@@ -543,7 +572,13 @@ impl Default for Scores {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { store: None, interval: TimeSpan::from_secs(5), keep: 3 }
+        Self {
+            store: None,
+            interval: TimeSpan::from_secs(5),
+            keep: 3,
+            delivery: None,
+            instance: None,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::RuntimeError;
 use super::feed::Committed;
 use crate::checkpoint::{Checkpoint, Store};
 use crate::decode::DeadLetter;
+use crate::faults::step;
 use crate::sink::{Outputs, Sink};
 use crate::source::{self, Lane};
 use crate::telemetry;
@@ -79,9 +80,11 @@ impl Deliver<'_> {
     /// never skips any.
     fn commit(&mut self, epoch: Epoch) -> Result<(), RuntimeError> {
         let began = Instant::now();
+        step("commit.begin")?;
         for sink in &mut self.sinks {
             sink.flush()?;
         }
+        step("commit.prepared")?;
         let mut id = String::new();
         if let (Some(store), Some(checkpoint)) = (self.store, &epoch.checkpoint) {
             let bytes = store.save(checkpoint)?;

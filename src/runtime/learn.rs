@@ -128,6 +128,7 @@ impl<'a> Learn<'a> {
                     positions: commit.positions.clone(),
                     windows,
                     core: self.core.save()?,
+                    staged: Vec::new(),
                 })
             }
         };

@@ -62,6 +62,9 @@ pub enum RuntimeError {
     Sink(#[from] SinkError),
     #[error("checkpoint: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// A step of the commit was made to fail.
+    #[error("commit: {0}")]
+    Step(#[from] std::io::Error),
     /// Another thread ended first: its error is the reason.
     #[error("a stage ended early")]
     Ended,

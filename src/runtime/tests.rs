@@ -11,6 +11,7 @@ use arrow::array::{
 
 use super::*;
 use crate::decode::{DeadLetter, Decoded, records_schema};
+use crate::sink::StagedFile;
 use crate::source::{Assignment, Commit, Event, Lane, Payload, SourceBatch};
 
 /// Segments of 4 records every 2, and a model that is quick to train.
@@ -187,12 +188,12 @@ impl Sink for Memory {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), SinkError> {
+    fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
         if self.fails_to_flush {
             return Err(disk_full());
         }
         self.log.add("flush".to_owned());
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -398,6 +399,7 @@ fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
         positions: Vec::new(),
         windows: Vec::new(),
         core: vec![1, 2, 3],
+        staged: Vec::new(),
     };
     let source = Box::new(Script::new(acts, &status, &log));
     let sinks: Vec<Box<dyn Sink>> = vec![Box::new(sink(&log))];

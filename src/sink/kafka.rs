@@ -18,7 +18,7 @@ use rdkafka::producer::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{Outputs, Score, SegmentMeta, Sink, SinkError};
+use super::{Outputs, Score, SegmentMeta, Sink, SinkError, StagedFile};
 use crate::config;
 use crate::decode::DeadLetter;
 use crate::kafka::{
@@ -185,12 +185,12 @@ impl Sink for KafkaSink {
     /// # Errors
     /// The first message that was not delivered, as soon as that is known; at the latest after
     /// `message.timeout.ms` (5 minutes).
-    fn flush(&mut self) -> Result<(), SinkError> {
+    fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
         loop {
             let outcome = self.producer.flush(FLUSH_PAUSE);
             self.producer.context().take_failure()?;
             match outcome {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Vec::new()),
                 Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
                 Err(error) => return Err(self.producer.context().failure("", &error)),
             }

@@ -10,6 +10,8 @@ pub use error::SinkError;
 pub use kafka::KafkaSink;
 pub use parquet::ParquetSink;
 
+use rdkafka::consumer::ConsumerGroupMetadata;
+
 use crate::decode::DeadLetter;
 use crate::source::Lane;
 
@@ -74,9 +76,23 @@ pub struct Outputs {
     pub model_version: u64,
 }
 
+/// A file that is whole and durable, though no reader sees it yet. Both names are relative to the
+/// folder or bucket that results go to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StagedFile {
+    /// Where it is.
+    pub staged: String,
+    /// Where readers will find it.
+    pub target: String,
+}
+
 /// Somewhere results go. A sink belongs to one thread.
+///
+/// Results belong to epochs. [`Sink::prepare`] ends one: all of it is durable. Once the epoch is
+/// committed, [`Sink::publish`] makes it visible; a process that dies in between leaves that to
+/// whoever goes on from the commit, by [`Sink::recover`].
 pub trait Sink: Send {
-    /// Takes results. They are durable only after [`Sink::flush`].
+    /// Takes results of the present epoch.
     ///
     /// # Errors
     /// If these or earlier results cannot be delivered.
@@ -88,9 +104,52 @@ pub trait Sink: Send {
     /// If this or earlier results cannot be delivered.
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError>;
 
-    /// Returns once everything taken so far is durable.
+    /// Ends the epoch: returns once everything taken so far is durable. The files are all that
+    /// were prepared, in this epoch or earlier ones, and not published yet.
     ///
     /// # Errors
     /// If something taken so far cannot be delivered.
-    fn flush(&mut self) -> Result<(), SinkError>;
+    fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError>;
+
+    /// Commits the epoch together with the positions that it was made from, where this sink can
+    /// do both at once.
+    fn commit(&mut self, _positions: &Positions<'_>) -> Option<Result<(), SinkError>> {
+        None
+    }
+
+    /// Makes all that was prepared visible.
+    ///
+    /// # Errors
+    /// If a file cannot be moved to its place.
+    fn publish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// Ends an epoch that needs no commit: on return, all that was taken is durable and visible.
+    ///
+    /// # Errors
+    /// If something taken so far cannot be delivered.
+    fn flush(&mut self) -> Result<(), SinkError> {
+        self.prepare()?;
+        self.publish()
+    }
+
+    /// Makes visible what a committed epoch of a process that is gone had staged. What is visible
+    /// already is left alone.
+    ///
+    /// # Errors
+    /// If a file cannot be moved to its place.
+    fn recover(&mut self, _committed: &[StagedFile]) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+/// Where reading resumes after an epoch.
+pub struct Positions<'a> {
+    /// Per lane, the offset at which reading resumes.
+    pub offsets: &'a [(Lane, i64)],
+    /// Id of the checkpoint that goes with them.
+    pub checkpoint: &'a str,
+    /// The consumer group that they are of, and this member's standing in it.
+    pub group: Option<ConsumerGroupMetadata>,
 }

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use self::dead_letters::DeadLetters;
 use self::rows::Rows;
 use self::staging::{Staged, Staging};
-use super::{Outputs, SegmentMeta, Sink, SinkError};
+use super::{Outputs, SegmentMeta, Sink, SinkError, StagedFile};
 use crate::config::{self, PartitionColumn};
 use crate::decode::DeadLetter;
 
@@ -239,19 +239,26 @@ impl Sink for ParquetSink {
         self.unless_failed(|sink| sink.dead_letters.write(letter, &mut sink.staging))
     }
 
-    /// Makes all that was taken durable and visible: finishes every file, syncs it, renames it to
-    /// its final name and syncs the folders.
+    /// Finishes every file and syncs it, under its staging name.
     ///
     /// # Errors
-    /// If any of that fails, or an earlier call did; what was flushed before stays.
-    fn flush(&mut self) -> Result<(), SinkError> {
+    /// If any of that fails, or an earlier call did; what was published before stays.
+    fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
         self.unless_failed(|sink| {
             for (_, file) in sink.files.drain() {
                 sink.staging.keep(file.finish()?);
             }
-            sink.dead_letters.finish(&mut sink.staging)?;
-            sink.staging.publish()
-        })
+            sink.dead_letters.finish(&mut sink.staging)
+        })?;
+        Ok(Vec::new())
+    }
+
+    /// Renames the files to their final names and syncs the folders.
+    ///
+    /// # Errors
+    /// If any of that fails, or an earlier call did.
+    fn publish(&mut self) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.staging.publish())
     }
 }
 
