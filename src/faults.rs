@@ -1,10 +1,33 @@
-//! Named steps of a commit, at which a test may end the process or make the step fail.
+//! Which failures pass, and named steps at which tests bring them about.
 //!
+//! Steps of a commit carry names, at which a test may end the process or make the step fail.
 //! Built with the feature `failpoints`, the variable `FAILPOINTS` says what happens where, in the
 //! language of the crate `fail`: `commit.saved=3*off->return(kill)` kills the process, as SIGKILL
 //! would, when it comes to `commit.saved` the fourth time. Without the feature, steps are nothing.
 
 use std::io;
+
+/// Whether an operation on files or a network that failed so may succeed another time, with nobody
+/// doing anything about it.
+pub(crate) fn may_pass(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        QuotaExceeded, ReadOnlyFilesystem, StorageFull, Unsupported,
+    };
+    let lasting = [
+        FileTooLarge,
+        InvalidInput,
+        IsADirectory,
+        NotADirectory,
+        NotFound,
+        PermissionDenied,
+        QuotaExceeded,
+        ReadOnlyFilesystem,
+        StorageFull,
+        Unsupported,
+    ];
+    !lasting.contains(&kind)
+}
 
 /// Comes to a step.
 ///

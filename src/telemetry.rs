@@ -69,6 +69,8 @@ metrics_table! {
     CHECKPOINT_SECONDS = Histogram "contrastream_checkpoint_commit_seconds", "Time a commit took.";
     CHECKPOINT_BYTES = Gauge "contrastream_checkpoint_size_bytes", "Size of the last checkpoint.";
     CHECKPOINT_COMMITS = Counter "contrastream_checkpoint_commits_total", "Commits done.";
+    CHECKPOINT_RETRIES = Counter "contrastream_checkpoint_retries_total", "Commits that failed for now, made good by a later one.";
+    RUNTIME_REWINDS = Counter "contrastream_runtime_rewinds_total", "Times that everything went on from the last commit after a failure, by the stage that failed.";
 }
 
 /// Installs the process's metrics, every one with the label `pipeline`; `/metrics` renders them

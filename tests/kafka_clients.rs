@@ -436,7 +436,7 @@ fn lanes_move(strategy: &str) {
 }
 
 #[test]
-fn lanes_lost_by_silence_are_revoked_and_can_no_longer_be_committed() {
+fn lanes_lost_by_silence_are_told_so_and_can_no_longer_be_committed() {
     let topic = topic("lost", 1);
     produce(&topic, 1, 5);
     let config = with(source_config(&topic), &SHORT_TIMEOUTS);
@@ -447,13 +447,13 @@ fn lanes_lost_by_silence_are_revoked_and_can_no_longer_be_committed() {
     thread::sleep(Duration::from_millis(2500));
 
     let lanes = until(&mut source, |event| match event {
-        Event::Revoked(lanes) => Some(lanes),
+        Event::Lost(lanes) => Some(lanes),
         Event::Idle => None,
         other => panic!("of a lost lane: {other:?}"),
     });
     assert_eq!(lanes, [Lane::new(topic.as_str(), 0)]);
     let late = source.committer().unwrap().commit(&[(lanes[0].clone(), 5)], "late").unwrap_err();
-    assert!(!late.is_retryable(), "{late}");
+    assert!(matches!(late, SourceError::Lost { lanes: 1 }), "{late}");
 
     source.release().unwrap();
     assert_eq!(assigned(&mut source)[0].committed, None);

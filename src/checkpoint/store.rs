@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{Checkpoint, NEWEST, process_token};
 use crate::config;
+use crate::faults;
 
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
@@ -50,6 +51,20 @@ pub enum CheckpointError {
     /// State that cannot be turned into bytes or back.
     #[error("{what}: {reason}")]
     State { what: String, reason: String },
+}
+
+impl CheckpointError {
+    /// Whether going on from the last commit may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::File { reason, .. } => faults::may_pass(reason.kind()),
+            Self::Corrupt { .. }
+            | Self::Format { .. }
+            | Self::Missing { .. }
+            | Self::Foreign { .. }
+            | Self::State { .. } => false,
+        }
+    }
 }
 
 /// A folder of checkpoints.

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::service::open_sinks;
 use crate::checkpoint::Store;
-use crate::config::Pipeline;
+use crate::config::{Delivery, Pipeline};
 use crate::decode::{DecodeError, Decoder};
-use crate::runtime::{RuntimeError, open_source};
+use crate::runtime::{Opened, RuntimeError};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -32,12 +32,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if arguments.connect {
         let store = Store::open(&pipeline.checkpoint)?;
-        let sinks = open_sinks(&pipeline)?;
-        let (_, resumed) = open_source(&pipeline, store.as_ref())?;
-        if let Some(checkpoint) = resumed {
-            println!("would go on from checkpoint {}", checkpoint.id);
+        // A transactional producer of the same name would fence one that runs.
+        let mut asking = pipeline.clone();
+        asking.checkpoint.delivery = Some(Delivery::AtLeastOnce);
+        let opened = Opened::new(&asking, store.as_ref(), open_sinks(&asking)?)?;
+        if let Some(checkpoint) = opened.resumed {
+            println!("newest checkpoint: {}", checkpoint.id);
         }
-        println!("connected: the source and {} sinks answer", sinks.len());
+        println!("connected: the source and {} sinks answer", opened.sinks.len());
     }
     println!("{}: valid", arguments.pipeline.display());
     Ok(())

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::service::{Service, open_sinks};
 use crate::config::{ConfigError, Pipeline, Source as Origin};
 use crate::decode::DeadLetter;
-use crate::runtime::Status;
+use crate::runtime::{Opened, RuntimeError, Status};
 use crate::sink::{Outputs, Sink, SinkError, StagedFile};
 use crate::source::generator::{Fault, GeneratorSource};
 
@@ -59,15 +59,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let status = Arc::new(Status::default());
     let began = Instant::now();
     watch(arguments.seconds, Arc::clone(&status), Arc::clone(&alerts), pipeline.clone());
-    let service = Service {
-        pipeline: &pipeline,
-        source: Box::new(source),
-        sinks,
-        store: None,
-        resumed: None,
-        status,
-    };
-    let summary = service.run()?;
+    let service = Service { pipeline: &pipeline, store: None, status };
+    // There is no commit to go back to: it opens once.
+    let mut opened = Some(Opened { source: Box::new(source), sinks, resumed: None });
+    let summary = service.run(|| opened.take().ok_or(RuntimeError::Ended))?;
 
     let seconds = began.elapsed().as_secs_f64();
     let faults = faults.lock().unwrap_or_else(PoisonError::into_inner);

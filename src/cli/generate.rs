@@ -111,7 +111,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let batch = match source.poll(POLL)? {
             Event::Batch(batch) => batch,
             Event::End => break,
-            Event::Assigned(_) | Event::Revoked(_) | Event::Idle => continue,
+            Event::Assigned(_) | Event::Revoked(_) | Event::Lost(_) | Event::Idle => continue,
         };
         let Payload::Decoded(decoded) = batch.payload else { continue };
         let new_faults =

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::service::{Service, open_sinks};
 use crate::checkpoint::Store;
 use crate::config::Pipeline;
-use crate::runtime::{Status, open_source};
+use crate::runtime::{Opened, Status};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -20,21 +20,23 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&arguments.pipeline, &arguments.overrides)?;
     let store = Store::open(&pipeline.checkpoint)?;
-    let sinks = open_sinks(&pipeline)?;
-    if sinks.is_empty() {
-        tracing::warn!("the pipeline file names no sink: results go nowhere but to metrics");
-    }
-    let (source, resumed) = open_source(&pipeline, store.as_ref())?;
-    tracing::info!(pipeline = pipeline.name, "running");
-    let service = Service {
-        pipeline: &pipeline,
-        source,
-        sinks,
-        store: store.as_ref(),
-        resumed,
-        status: Arc::new(Status::default()),
-    };
-    let summary = service.run()?;
+    let store = store.as_ref();
+    let status = Arc::new(Status::default());
+    let service = Service { pipeline: &pipeline, store, status };
+    let summary = service.run(|| {
+        let sinks = open_sinks(&pipeline)?;
+        if sinks.is_empty() {
+            tracing::warn!("the pipeline file names no sink: results go nowhere but to metrics");
+        }
+        let opened = Opened::new(&pipeline, store, sinks)?;
+        tracing::info!(
+            pipeline = pipeline.name,
+            exactly_once = pipeline.exactly_once(),
+            instance = pipeline.instance(),
+            "running"
+        );
+        Ok(opened)
+    })?;
     tracing::info!(
         records = summary.records,
         segments = summary.segments,

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::checkpoint::{Checkpoint, Store};
+use crate::checkpoint::Store;
 use crate::config::Pipeline;
 use crate::http;
-use crate::runtime::{self, RuntimeError, Status, Summary};
+use crate::runtime::{self, Opened, RuntimeError, Status, Summary};
 use crate::sink::{KafkaSink, ParquetSink, Sink};
-use crate::source::Source;
 use crate::telemetry;
 
 /// How often histograms are folded, so that they do not grow between scrapes, or without any.
@@ -19,10 +18,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// A service about to run.
 pub struct Service<'a> {
     pub pipeline: &'a Pipeline,
-    pub source: Box<dyn Source>,
-    pub sinks: Vec<Box<dyn Sink>>,
     pub store: Option<&'a Store>,
-    pub resumed: Option<Checkpoint>,
     pub status: Arc<Status>,
 }
 
@@ -39,8 +35,12 @@ pub fn open_sinks(pipeline: &Pipeline) -> Result<Vec<Box<dyn Sink>>, RuntimeErro
 }
 
 impl Service<'_> {
-    /// Serves HTTP, minds signals, and runs until the source ends or the process is told to stop.
-    pub fn run(self) -> anyhow::Result<Summary> {
+    /// Serves HTTP, minds signals, and runs on what `open` opens until the source ends or the
+    /// process is told to stop.
+    pub fn run(
+        self,
+        open: impl FnMut() -> Result<Opened, RuntimeError>,
+    ) -> anyhow::Result<Summary> {
         let metrics = telemetry::install_metrics(&self.pipeline.name)?;
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -72,8 +72,7 @@ impl Service<'_> {
                 status.stop();
             });
         }
-        let checkpoints = (self.store, self.resumed);
-        Ok(runtime::run(self.pipeline, self.source, self.sinks, checkpoints, &self.status)?)
+        Ok(runtime::serve(self.pipeline, self.store, &self.status, open)?)
     }
 }
 

@@ -109,7 +109,7 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
                 verdicts.take(&mut core, &segments);
             }
             Event::End => break,
-            Event::Assigned(_) | Event::Revoked(_) | Event::Idle => {}
+            Event::Assigned(_) | Event::Revoked(_) | Event::Lost(_) | Event::Idle => {}
         }
     }
     if let Some(mut segmenter) = segmenter {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
-use super::RuntimeError;
 use super::feed::Committed;
+use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::decode::DeadLetter;
 use crate::faults::step;
-use crate::sink::{Outputs, Sink};
+use crate::sink::{Outputs, Positions, Sink, StagedFile};
 use crate::source::{self, Lane};
 use crate::telemetry;
 
@@ -24,6 +24,8 @@ pub enum Delivery {
     BatchEnd(i64),
     /// All results of an epoch are in.
     Commit(Epoch),
+    /// Files that a committed epoch of another process staged: they become visible.
+    Recover(Vec<StagedFile>),
 }
 
 /// An epoch to be made durable.
@@ -39,6 +41,9 @@ pub struct Deliver<'a> {
     pub sinks: Vec<Box<dyn Sink>>,
     pub committer: Option<Box<dyn source::Commit>>,
     pub store: Option<&'a Store>,
+    /// Whether results become visible with the commit, or before it.
+    pub exactly_once: bool,
+    pub status: &'a Status,
 }
 
 impl Deliver<'_> {
@@ -71,50 +76,93 @@ impl Deliver<'_> {
                     metrics::histogram!(telemetry::SINK_LATENCY).record(latency as f64 / 1e3);
                 }
                 Delivery::Commit(epoch) => self.commit(epoch)?,
+                Delivery::Recover(staged) => {
+                    for sink in &mut self.sinks {
+                        sink.recover(&staged)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Outputs first, then the state, then the positions: a crash in between repeats work, and
-    /// never skips any.
-    fn commit(&mut self, epoch: Epoch) -> Result<(), RuntimeError> {
+    /// Ends an epoch. Its results become durable first, then the state that names them; then the
+    /// positions are committed, which is the one moment at which the epoch comes about; then its
+    /// results become visible. A crash before that moment leaves nothing, one after it leaves the
+    /// rest to [`super::recover`].
+    ///
+    /// At least once, results become visible before the commit: a crash in between repeats them.
+    fn commit(&mut self, mut epoch: Epoch) -> Result<(), RuntimeError> {
         let began = Instant::now();
         step("commit.begin")?;
+        let mut staged = Vec::new();
         for sink in &mut self.sinks {
-            sink.flush()?;
+            staged.extend(sink.prepare()?);
         }
         step("commit.prepared")?;
+        if !self.exactly_once {
+            self.publish()?;
+        }
         let mut id = String::new();
-        if let (Some(store), Some(checkpoint)) = (self.store, &epoch.checkpoint) {
+        if let (Some(store), Some(checkpoint)) = (self.store, &mut epoch.checkpoint) {
+            if self.exactly_once {
+                checkpoint.staged = staged;
+            }
             let bytes = store.save(checkpoint)?;
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
-        let committed = match &self.committer {
-            Some(committer) => committer.commit(&epoch.positions, &id),
-            None => Ok(()),
-        };
-        match &committed {
-            Ok(()) => {
-                if let Some(checkpoint) = &epoch.checkpoint {
-                    self.prune(&checkpoint.pipeline)?;
-                }
-                let seconds = began.elapsed().as_secs_f64();
-                metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(seconds);
-                metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
+        let committed = self.commit_positions(&epoch.positions, &id)?;
+        step("commit.done")?;
+        if committed.is_ok() {
+            if self.exactly_once {
+                self.publish()?;
             }
-            // A later commit covers these positions too; a crash until then repeats more.
-            Err(error) if error.is_retryable() => {}
-            Err(_) => return Ok(committed?),
+            self.status.count_commit();
+            if let Some(checkpoint) = &epoch.checkpoint {
+                self.prune(&checkpoint.pipeline)?;
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(seconds);
+            metrics::counter!(telemetry::CHECKPOINT_COMMITS).increment(1);
         }
+        step("commit.end")?;
         // Whoever asked may be gone, for another thread failed.
         let _ = epoch.done.send(committed);
         Ok(())
     }
 
-    /// Drops checkpoints of the pipeline that no position needs. Where that cannot be known now, a later commit
-    /// sees to it.
+    /// Commits by the sink that can commit results and positions at once, else by the source.
+    /// Within, the failure of a commit that a later one makes good: it covers these positions too,
+    /// and a crash until then goes back further.
+    fn commit_positions(
+        &mut self,
+        positions: &[(Lane, i64)],
+        id: &str,
+    ) -> Result<Committed, RuntimeError> {
+        let group = self.committer.as_ref().and_then(|committer| committer.group());
+        let at_once = Positions { offsets: positions, checkpoint: id, group };
+        if let Some(committed) = self.sinks.iter_mut().find_map(|sink| sink.commit(&at_once)) {
+            return Ok(Ok(committed?));
+        }
+        match self.committer.as_ref().map(|committer| committer.commit(positions, id)) {
+            None => Ok(Ok(())),
+            Some(Err(error)) if !error.is_retryable() => Err(error.into()),
+            Some(outcome) => {
+                if outcome.is_err() {
+                    metrics::counter!(telemetry::CHECKPOINT_RETRIES).increment(1);
+                }
+                Ok(outcome)
+            }
+        }
+    }
+
+    fn publish(&mut self) -> Result<(), RuntimeError> {
+        self.sinks.iter_mut().try_for_each(|sink| sink.publish()).map_err(RuntimeError::from)
+    }
+
+    /// Drops checkpoints of the pipeline that no position needs. Where that cannot be known now, a
+    /// later commit sees to it.
     fn prune(&self, pipeline: &str) -> Result<(), RuntimeError> {
         let Some(store) = self.store else { return Ok(()) };
         let in_use = match &self.committer {

@@ -13,6 +13,7 @@ use super::ingest::{Answer, SavedWindows, Task, load_windows};
 use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
+use crate::sink::StagedFile;
 use crate::source::{Assignment, Event, Lane, Source, SourceBatch, SourceError};
 use crate::telemetry;
 use crate::window::WindowShape;
@@ -23,6 +24,8 @@ pub enum Ordered {
     Work(Receiver<Answer>),
     /// The model and calibration of a checkpoint, to go on with.
     Restore(Vec<u8>),
+    /// What a checkpoint that a lane was committed with had staged.
+    Recover(Vec<StagedFile>),
     /// Everything before this is to be made durable.
     Commit(Commit),
 }
@@ -194,6 +197,9 @@ impl<'a> Feed<'a> {
                 self.status.set_ready(!self.lanes.is_empty());
                 self.source.release()?;
             }
+            Event::Lost(lanes) => {
+                return Err(SourceError::Lost { lanes: lanes.len() }.into());
+            }
             Event::Idle | Event::End => {}
         }
         metrics::gauge!(telemetry::SOURCE_LANES).set(self.lanes.len() as f64);
@@ -213,7 +219,10 @@ impl<'a> Feed<'a> {
         let checkpoint = match (id, self.store) {
             (Some(id), Some(store)) => {
                 if loaded.as_ref().is_none_or(|loaded| loaded.id != id) {
-                    *loaded = Some(store.load(&id, &lane.to_string())?);
+                    let checkpoint = store.load(&id, &lane.to_string())?;
+                    let staged = Ordered::Recover(checkpoint.staged.clone());
+                    self.learner.send(staged).map_err(ended)?;
+                    *loaded = Some(checkpoint);
                 }
                 loaded.as_ref()
             }

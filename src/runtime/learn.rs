@@ -60,6 +60,10 @@ impl<'a> Learn<'a> {
                     self.process(ingested, self.live && waiting + 1 >= QUEUE)?;
                 }
                 Ordered::Restore(core) => self.core = Core::load(&core, self.pipeline)?,
+                Ordered::Recover(staged) => {
+                    let staged = Delivery::Recover(staged);
+                    self.deliveries.send(staged).map_err(|_| RuntimeError::Ended)?;
+                }
                 Ordered::Commit(commit) => self.commit(commit)?,
             }
         }

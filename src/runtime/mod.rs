@@ -12,13 +12,18 @@
 //!
 //! A commit travels the same way as the records before it: the workers add their windows, the
 //! learner its state, and the sinks' thread makes first the results durable, then the checkpoint,
-//! then the positions.
+//! then the positions, and at last the results visible.
+//!
+//! Before the first record, [`recover`] finishes what an epoch that was committed had left to do.
+//! After a failure that may pass, [`serve`] goes on from the last commit.
 
 mod core;
 mod deliver;
 mod feed;
 mod ingest;
 mod learn;
+mod recover;
+mod rewind;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -30,6 +35,7 @@ use std::thread;
 
 pub use self::core::{Core, Effort};
 pub use self::ingest::IngestError;
+pub use self::rewind::serve;
 pub use self::status::Status;
 
 use self::deliver::Deliver;
@@ -39,6 +45,7 @@ use self::learn::Learn;
 use crate::checkpoint::{Checkpoint, CheckpointError, Store};
 use crate::config;
 use crate::decode::DecodeError;
+use crate::faults;
 use crate::sink::{Outputs, Sink, SinkError};
 use crate::source::{FileSource, GeneratorSource, KafkaSource, Source, SourceError};
 
@@ -72,6 +79,32 @@ pub enum RuntimeError {
     Thread(std::io::Error),
 }
 
+impl RuntimeError {
+    /// Whether going on from the last commit may help, with nobody doing anything about it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Source(SourceError::Lost { .. }) => true,
+            Self::Source(error) => error.is_retryable(),
+            Self::Sink(error) => error.is_retryable(),
+            Self::Checkpoint(error) => error.is_retryable(),
+            Self::Step(error) => faults::may_pass(error.kind()),
+            Self::Decode(_) | Self::Ingest(_) | Self::Ended | Self::Thread(_) => false,
+        }
+    }
+
+    /// The stage that failed.
+    fn stage(&self) -> &'static str {
+        match self {
+            Self::Source(_) => "source",
+            Self::Decode(_) => "decode",
+            Self::Ingest(_) => "window",
+            Self::Sink(_) => "sink",
+            Self::Checkpoint(_) | Self::Step(_) => "checkpoint",
+            Self::Ended | Self::Thread(_) => "runtime",
+        }
+    }
+}
+
 /// What a service did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -97,33 +130,62 @@ impl Summary {
     }
 }
 
-/// The source of a pipeline, and the checkpoint that it goes on from where it keeps no positions
-/// of its own.
-///
-/// # Errors
-/// If the source cannot be opened, or the store not be read.
-pub fn open_source(
+/// What a pipeline runs on.
+pub struct Opened {
+    pub source: Box<dyn Source>,
+    pub sinks: Vec<Box<dyn Sink>>,
+    /// The checkpoint that a source without positions of its own goes on from.
+    pub resumed: Option<Checkpoint>,
+}
+
+impl Opened {
+    /// Opens the source of a pipeline, to go on from what it was committed with in `store` and by
+    /// `sinks`.
+    ///
+    /// # Errors
+    /// If the source cannot be opened, or the store or the last commit not be read.
+    pub fn new(
+        pipeline: &config::Pipeline,
+        store: Option<&Store>,
+        mut sinks: Vec<Box<dyn Sink>>,
+    ) -> Result<Self, RuntimeError> {
+        let kafka = matches!(pipeline.source, config::Source::Kafka(_));
+        let resumed = match store {
+            Some(store) if !kafka => last_commit(pipeline, store, &mut sinks)?,
+            _ => None,
+        };
+        let positions =
+            resumed.iter().flat_map(|checkpoint| checkpoint.positions.iter().cloned()).collect();
+        let source: Box<dyn Source> = match &pipeline.source {
+            config::Source::Kafka(kafka) => {
+                Box::new(KafkaSource::connect(kafka, &pipeline.group())?)
+            }
+            config::Source::File(file) => {
+                Box::new(FileSource::open(file, &pipeline.records, &positions)?)
+            }
+            config::Source::Generator(generator) => {
+                let position = positions.values().next().copied().unwrap_or(0);
+                Box::new(GeneratorSource::new(generator, &pipeline.records.channels, position))
+            }
+        };
+        Ok(Self { source, sinks, resumed })
+    }
+}
+
+/// The checkpoint that a source without positions of its own was last committed with: the one that
+/// a sink says, or else the newest.
+fn last_commit(
     pipeline: &config::Pipeline,
-    store: Option<&Store>,
-) -> Result<(Box<dyn Source>, Option<Checkpoint>), RuntimeError> {
-    let kafka = matches!(pipeline.source, config::Source::Kafka(_));
-    let resumed = match store {
-        Some(store) if !kafka => store.latest(&pipeline.name)?,
-        _ => None,
-    };
-    let positions =
-        resumed.iter().flat_map(|checkpoint| checkpoint.positions.iter().cloned()).collect();
-    let source: Box<dyn Source> = match &pipeline.source {
-        config::Source::Kafka(kafka) => Box::new(KafkaSource::connect(kafka, &pipeline.group())?),
-        config::Source::File(file) => {
-            Box::new(FileSource::open(file, &pipeline.records, &positions)?)
-        }
-        config::Source::Generator(generator) => {
-            let position = positions.values().next().copied().unwrap_or(0);
-            Box::new(GeneratorSource::new(generator, &pipeline.records.channels, position))
-        }
-    };
-    Ok((source, resumed))
+    store: &Store,
+    sinks: &mut [Box<dyn Sink>],
+) -> Result<Option<Checkpoint>, RuntimeError> {
+    match sinks.iter_mut().find_map(|sink| sink.last_commit()) {
+        Some(committed) => Ok(match committed? {
+            Some(id) => Some(store.load(&id, "the source")?),
+            None => None,
+        }),
+        None => Ok(store.latest(&pipeline.name)?),
+    }
 }
 
 /// Runs a pipeline until its source ends or `status` is told to stop; either way, everything that
@@ -134,12 +196,13 @@ pub fn open_source(
 /// the next run.
 pub fn run(
     pipeline: &config::Pipeline,
-    source: Box<dyn Source>,
-    sinks: Vec<Box<dyn Sink>>,
-    (store, resumed): (Option<&Store>, Option<Checkpoint>),
+    opened: Opened,
+    store: Option<&Store>,
     status: &Status,
 ) -> Result<Summary, RuntimeError> {
+    let Opened { source, mut sinks, resumed } = opened;
     let committer = source.committer();
+    recover::recover(pipeline, (store, resumed.as_ref()), committer.as_deref(), &mut sinks)?;
     let watermark = Arc::new(AtomicI64::new(i64::MIN));
     let backlog = AtomicUsize::new(0);
     let (to_learner, from_feed) = sync_channel(QUEUE);
@@ -157,7 +220,8 @@ pub fn run(
                 .map_err(RuntimeError::Thread)?;
             workers.push(sender);
         }
-        let deliver = Deliver { sinks, committer, store };
+        let exactly_once = pipeline.exactly_once();
+        let deliver = Deliver { sinks, committer, store, exactly_once, status };
         let deliver = spawn("sinks")
             .spawn_scoped(scope, move || deliver.run(from_learner))
             .map_err(RuntimeError::Thread)?;
@@ -192,9 +256,6 @@ pub fn run(
     }
     match (reason, summary) {
         (RuntimeError::Ended, Ok(summary)) => Ok(summary),
-        (reason, _) => {
-            status.fail(&reason.to_string());
-            Err(reason)
-        }
+        (reason, _) => Err(reason),
     }
 }

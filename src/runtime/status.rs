@@ -1,13 +1,14 @@
 //! How the service is, for `/healthz`, `/readyz` and whoever stops it.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Shared by all threads of a service: flags, and the error that ended it.
 #[derive(Debug, Default)]
 pub struct Status {
     stop: AtomicBool,
     ready: AtomicBool,
+    commits: AtomicU64,
     failure: Mutex<Option<String>>,
 }
 
@@ -30,6 +31,16 @@ impl Status {
     /// Whether the service takes records.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed) && !self.is_stopping() && self.failure().is_none()
+    }
+
+    /// Notes that an epoch was committed.
+    pub fn count_commit(&self) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Epochs committed.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     /// Notes why the service ends; the first reason stays.

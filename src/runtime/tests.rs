@@ -9,6 +9,8 @@ use arrow::array::{
     ArrayRef, Float32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 
+use rdkafka::consumer::ConsumerGroupMetadata;
+
 use super::*;
 use crate::decode::{DeadLetter, Decoded, records_schema};
 use crate::sink::StagedFile;
@@ -134,6 +136,10 @@ impl Commit for Committer {
         Ok(())
     }
 
+    fn group(&self) -> Option<ConsumerGroupMetadata> {
+        None
+    }
+
     fn committed_metadata(&self) -> Result<BTreeSet<String>, SourceError> {
         Ok(BTreeSet::new())
     }
@@ -237,11 +243,13 @@ fn run_with(
 ) -> Result<Summary, String> {
     let status = Arc::new(Status::default());
     let source = Script { committer, ..Script::new(acts, &status, &sink.log) };
-    let outcome = run(&pipeline(), Box::new(source), vec![Box::new(sink)], (None, None), &status);
-    let outcome = outcome.map_err(|error| error.to_string());
-    assert_eq!(status.failure(), outcome.clone().err());
+    let outcome = run(&pipeline(), opened(source, sink, None), None, &status);
     assert!(!status.is_ready());
-    outcome
+    outcome.map_err(|error| error.to_string())
+}
+
+fn opened(source: Script, sink: Memory, resumed: Option<Checkpoint>) -> Opened {
+    Opened { source: Box::new(source), sinks: vec![Box::new(sink)], resumed }
 }
 
 fn sink(log: &Log) -> Memory {
@@ -346,8 +354,7 @@ fn a_source_that_is_paused_for_a_stuck_sink_is_still_polled() {
     let source = Script::new([assigned(&[("a", None)])].into_iter().chain(turns), &status, &log);
     let until_polled = Some(Arc::clone(&source.polled_while_paused));
     let sink = Memory { until_polled, ..sink(&log) };
-    let sinks: Vec<Box<dyn Sink>> = vec![Box::new(sink)];
-    let summary = run(&pipeline(), Box::new(source), sinks, (None, None), &status);
+    let summary = run(&pipeline(), opened(source, sink, None), None, &status);
     assert_eq!(summary.expect("it runs").segments, 399);
     assert_eq!(log.take().len(), 400);
 }
@@ -364,8 +371,8 @@ fn a_stop_and_a_resume_give_the_bits_of_one_run() {
         let status = Arc::new(Status::default());
         let source = Script::new(acts, &status, &log);
         let sink = Memory { bits: true, ..sink(&log) };
-        run(&pipeline, Box::new(source), vec![Box::new(sink)], checkpoints, &status)
-            .expect("it runs");
+        let (store, resumed) = checkpoints;
+        run(&pipeline, opened(source, sink, resumed), store, &status).expect("it runs");
         let mut entries = log.take();
         entries.retain(|entry| entry != "flush");
         entries
@@ -401,9 +408,8 @@ fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
         core: vec![1, 2, 3],
         staged: Vec::new(),
     };
-    let source = Box::new(Script::new(acts, &status, &log));
-    let sinks: Vec<Box<dyn Sink>> = vec![Box::new(sink(&log))];
-    let error = run(&pipeline(), source, sinks, (None, Some(resumed)), &status);
+    let source = Script::new(acts, &status, &log);
+    let error = run(&pipeline(), opened(source, sink(&log), Some(resumed)), None, &status);
     let error = error.expect_err("rubbish").to_string();
     assert!(error.starts_with("checkpoint: model and calibration: "), "{error}");
     assert!(log.take().is_empty());

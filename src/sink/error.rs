@@ -18,6 +18,15 @@ pub enum SinkError {
     /// A message that the brokers did not take.
     #[error("topic {topic}: {reason}")]
     Delivery { topic: String, reason: String, retryable: bool },
+    /// A transaction that could not be committed, and is undone.
+    #[error("transaction {id}: {reason}")]
+    Transaction { id: String, reason: String, retryable: bool },
+    /// Another process goes on as this one.
+    #[error(
+        "transaction {id}: another process took over ({reason}): give each replica its own \
+         checkpoint.instance"
+    )]
+    Fenced { id: String, reason: String },
     /// A file that cannot be written.
     #[error("{path}: {reason}")]
     File { path: std::path::PathBuf, reason: String },
@@ -28,8 +37,9 @@ impl SinkError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Delivery { retryable, .. } => *retryable,
+            Self::Delivery { retryable, .. } | Self::Transaction { retryable, .. } => *retryable,
             Self::MissingTopic { .. }
+            | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::Property { .. }
             | Self::File { .. } => false,

@@ -11,20 +11,23 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message, OwnedHeaders};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
 };
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Serialize, Serializer};
 
-use super::{Outputs, Score, SegmentMeta, Sink, SinkError, StagedFile};
+use super::{Outputs, Positions, Score, SegmentMeta, Sink, SinkError, StagedFile};
 use crate::config;
 use crate::decode::DeadLetter;
+use crate::faults::step;
 use crate::kafka::{
     self, CONNECT_TIMEOUT, LARGEST_MESSAGE, Reports, Silence, Trouble, error_code, trouble,
 };
-use crate::source::Header;
+use crate::source::{Header, Lane};
 
 /// How long a full queue is left to the brokers before trying again.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(5);
@@ -39,6 +42,19 @@ const HEADER_OVERHEAD: usize = 10;
 /// Longest reason in a dead letter's header, bytes.
 const LONGEST_REASON: usize = 4096;
 
+/// Longest wait for one answer about a transaction.
+const TRANSACTION_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait for an epoch to be undone.
+const ABORT_WAIT: Duration = Duration::from_secs(5);
+/// How long brokers that cannot answer about a transaction are asked again.
+const PERSISTENCE: Duration = Duration::from_secs(60);
+const PERSISTENCE_PAUSE: Duration = Duration::from_millis(100);
+/// Time that a slow store may take to save a checkpoint within a transaction.
+const SLOW_COMMIT: Duration = Duration::from_secs(30);
+/// Bounds of `transaction.timeout.ms`: brokers allow up to 15 minutes by default.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(60);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
+
 /// What the producer is given, unless the properties say otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
@@ -52,7 +68,15 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("batch.size", "1000000"),
 ];
 
-/// An idempotent producer of results.
+/// An idempotent producer of results, where they are to come exactly once a transactional one.
+///
+/// Each epoch is one transaction, into which [`Sink::commit`] puts the positions that it was made
+/// from ([KIP-98](https://cwiki.apache.org/confluence/x/XxIIAw)), with the member's standing in its
+/// consumer group, so that a member that the group has given up cannot commit
+/// ([KIP-447](https://cwiki.apache.org/confluence/x/-AtbBw)). The transaction's name is
+/// `<pipeline>.all.<instance>`: a restarted process ends what its predecessor had left open, and a
+/// predecessor that still lives is fenced. Where the source keeps no positions, the commit is a
+/// mark in the group `contrastream-<pipeline>`, at the topic of dead letters.
 ///
 /// Each segment becomes one message on the topic of embeddings and one on that of anomalies, JSON
 /// with the fields of `schemas/`, keyed by the record's key. A number that is not finite is `null`
@@ -67,6 +91,24 @@ pub struct KafkaSink {
     largest_letter: usize,
     /// The JSON of one message, reused.
     json: Vec<u8>,
+    transactions: Option<Transactions>,
+}
+
+/// What a transactional producer knows of its epochs.
+struct Transactions {
+    id: String,
+    /// When the present epoch's began, if anything of it was sent.
+    began: Option<Instant>,
+    /// `transaction.timeout.ms`.
+    timeout: Duration,
+    /// Where the commit of a source without positions of its own is marked.
+    mark: Option<Mark>,
+}
+
+/// A member of no generation of a group that nobody joins.
+struct Mark {
+    consumer: BaseConsumer,
+    lane: Lane,
 }
 
 /// Names of the output topics.
@@ -92,13 +134,20 @@ impl KafkaSink {
         let topics = Topics::new(config, &pipeline.name);
         let (brokers, mut settings) = settings(config, pipeline)?;
 
+        let transactions =
+            Transactions::new(pipeline, &brokers, &topics.dead_letters, &mut settings)?;
         let limits = prepare(&brokers, &settings, &topics)?;
         // A batch of small messages must not be refused where each of them would be taken.
         let largest_batch = number(&settings, "batch.size").min(limits.any_topic);
         settings.set("batch.size", largest_batch.to_string());
         let deliveries = Deliveries::new(&brokers, &topics.dead_letters);
+        let producer = settings.create_with_context(deliveries).map_err(property)?;
+        if let Some(transactions) = &transactions {
+            transactions.take_over(&producer)?;
+        }
         Ok(Self {
-            producer: settings.create_with_context(deliveries).map_err(property)?,
+            producer,
+            transactions,
             pipeline: pipeline.name.clone(),
             channels: pipeline.records.channels.clone(),
             largest_letter: number(&settings, "message.max.bytes").min(limits.dead_letters),
@@ -131,6 +180,7 @@ impl Sink for KafkaSink {
     /// # Errors
     /// If an earlier message was not delivered, or one cannot be sent.
     fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
+        self.begin()?;
         self.producer.context().take_failure()?;
         let length = outputs.embeddings.len() / outputs.segments.len().max(1);
         for (index, segment) in outputs.segments.iter().enumerate() {
@@ -160,6 +210,7 @@ impl Sink for KafkaSink {
     /// # Errors
     /// If an earlier message was not delivered, or this one cannot be sent.
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
+        self.begin()?;
         self.producer.context().take_failure()?;
         let mut marks = marks(letter);
         let truncated = mark("truncated", letter.payload.len().to_string());
@@ -195,6 +246,218 @@ impl Sink for KafkaSink {
                 Err(error) => return Err(self.producer.context().failure("", &error)),
             }
         }
+    }
+
+    /// Commits the transaction with the positions in it. What cannot be committed is undone.
+    fn commit(&mut self, positions: &Positions<'_>) -> Option<Result<(), SinkError>> {
+        self.transactions.as_ref()?;
+        let committed = self.begin().and_then(|()| self.commit_transaction(positions));
+        if committed.is_err() {
+            self.abort();
+        } else if let Some(transactions) = &mut self.transactions {
+            transactions.began = None;
+        }
+        Some(committed)
+    }
+
+    fn last_commit(&mut self) -> Option<Result<Option<String>, SinkError>> {
+        let transactions = self.transactions.as_ref()?;
+        Some(transactions.mark.as_ref()?.read(&transactions.id))
+    }
+}
+
+impl KafkaSink {
+    /// Begins the epoch's transaction unless it has begun.
+    fn begin(&mut self) -> Result<(), SinkError> {
+        let Some(transactions) = self.transactions.as_mut().filter(|epoch| epoch.began.is_none())
+        else {
+            return Ok(());
+        };
+        self.producer
+            .begin_transaction()
+            .map_err(|error| transactions.failed(self.producer.client().fatal_error(), &error))?;
+        transactions.began = Some(Instant::now());
+        Ok(())
+    }
+
+    fn commit_transaction(&self, positions: &Positions<'_>) -> Result<(), SinkError> {
+        let Some(transactions) = &self.transactions else { return Ok(()) };
+        let Transactions { id, mark, .. } = transactions;
+        let failed = |error| transactions.failed(self.producer.client().fatal_error(), &error);
+        let mut offsets = TopicPartitionList::new();
+        let at_mark;
+        let (lanes, group) = match (&positions.group, mark) {
+            (Some(group), _) => (positions.offsets, Some(group)),
+            (None, Some(mark)) => {
+                at_mark = ([(mark.lane.clone(), 0)], mark.consumer.group_metadata());
+                (&at_mark.0[..], at_mark.1.as_ref())
+            }
+            (None, None) => (positions.offsets, None),
+        };
+        for (lane, offset) in lanes {
+            let mut partition = offsets.add_partition(&lane.topic, lane.partition);
+            partition.set_offset(Offset::Offset(*offset)).map_err(failed)?;
+            partition.set_metadata(positions.checkpoint);
+        }
+        if let (Some(group), true) = (group, offsets.count() > 0) {
+            persist(id, || {
+                self.producer.send_offsets_to_transaction(&offsets, group, TRANSACTION_WAIT)
+            })
+            .map_err(failed)?;
+        }
+        step("commit.offsets").map_err(|reason| SinkError::Transaction {
+            id: id.clone(),
+            reason: reason.to_string(),
+            retryable: true,
+        })?;
+        persist(id, || self.producer.commit_transaction(TRANSACTION_WAIT)).map_err(failed)
+    }
+
+    /// Undoes the present epoch, as far as the brokers can be told: the next process of this name,
+    /// or the brokers themselves after `transaction.timeout.ms`, see to the rest.
+    fn abort(&mut self) {
+        let Some(transactions) = self.transactions.as_mut().filter(|epoch| epoch.began.is_some())
+        else {
+            return;
+        };
+        transactions.began = None;
+        if let Err(error) = self.producer.abort_transaction(ABORT_WAIT) {
+            tracing::warn!(%error, transaction = transactions.id, "epoch not undone yet");
+        }
+    }
+}
+
+impl Drop for KafkaSink {
+    /// Readers need not wait for an epoch that never ends.
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+impl Transactions {
+    /// Makes `settings` transactional where results are to come exactly once.
+    fn new(
+        pipeline: &config::Pipeline,
+        brokers: &str,
+        dead_letters: &str,
+        settings: &mut ClientConfig,
+    ) -> Result<Option<Self>, SinkError> {
+        if !pipeline.exactly_once() {
+            return Ok(None);
+        }
+        let group_commits = matches!(pipeline.source, config::Source::Kafka(_));
+        let mark = if group_commits {
+            None
+        } else {
+            let mut consumer = kafka::settings(brokers, &[], &config::Properties::new(), &[])
+                .map_err(|reason| SinkError::Property { reason })?;
+            for name in settings.config_map().keys().filter(|name| is_connection(name)) {
+                consumer.set(*name, settings.get(name).unwrap_or_default());
+            }
+            consumer.set("group.id", pipeline.group()).set("enable.auto.commit", "false");
+            consumer.set("isolation.level", "read_committed");
+            let consumer = consumer.create().map_err(property)?;
+            Some(Mark { consumer, lane: Lane::new(dead_letters, 0) })
+        };
+        // Nobody but one process can read a file for a pipeline: any other is to be fenced.
+        let id = match group_commits {
+            true => format!("{}.all.{}", pipeline.name, pipeline.instance()),
+            false => format!("{}.all", pipeline.name),
+        };
+        settings.set("transactional.id", &id);
+        if settings.get("transaction.timeout.ms").is_none() {
+            let epoch = pipeline.checkpoint.interval.0.saturating_mul(2) + SLOW_COMMIT;
+            let timeout = epoch.clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT);
+            settings.set("transaction.timeout.ms", timeout.as_millis().to_string());
+        }
+        let timeout = Duration::from_millis(number(settings, "transaction.timeout.ms") as u64);
+        Ok(Some(Self { id, began: None, timeout, mark }))
+    }
+
+    /// Ends what a predecessor of the same name had left open, and fences it.
+    fn take_over(&self, producer: &ThreadedProducer<Deliveries>) -> Result<(), SinkError> {
+        persist(&self.id, || producer.init_transactions(TRANSACTION_WAIT))
+            .map_err(|error| self.failed(producer.client().fatal_error(), &error))
+    }
+
+    /// What it means that the transaction failed with `error`, given the producer's last fatal
+    /// error.
+    fn failed(&self, fatal: Option<(RDKafkaErrorCode, String)>, error: &KafkaError) -> SinkError {
+        use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
+        let id = self.id.clone();
+        let (code, reason) = match (fatal, error) {
+            (Some((code, reason)), _) => (Some(code), reason),
+            (None, KafkaError::Transaction(error)) => (Some(error.code()), error.string()),
+            (None, other) => (error_code(other), other.to_string()),
+        };
+        let undone = matches!(error, KafkaError::Transaction(error) if error.txn_requires_abort());
+        match code {
+            Some(Fenced | ProducerFenced | InvalidProducerEpoch) if !undone => {
+                match self.began.map(|began| began.elapsed()) {
+                    // The brokers undo what takes too long in the same way.
+                    Some(took) if took >= self.timeout => {
+                        let reason = format!("took {took:.0?}, longer than transaction.timeout.ms");
+                        SinkError::Transaction { id, reason, retryable: true }
+                    }
+                    _ => SinkError::Fenced { id, reason },
+                }
+            }
+            Some(code) if trouble(code) == Trouble::Refused => {
+                SinkError::Transaction { id, reason, retryable: false }
+            }
+            // Undone, or not known to be done: whoever goes on reads what was committed.
+            _ => SinkError::Transaction { id, reason, retryable: true },
+        }
+    }
+}
+
+impl Mark {
+    /// The checkpoint of the last commit.
+    fn read(&self, id: &str) -> Result<Option<String>, SinkError> {
+        let mut mark = TopicPartitionList::new();
+        mark.add_partition(&self.lane.topic, self.lane.partition);
+        let read = || {
+            let committed = self.consumer.committed_offsets(mark.clone(), CONNECT_TIMEOUT)?;
+            let elements = committed.elements();
+            let Some(partition) = elements.first() else { return Ok(None) };
+            partition.error()?;
+            let marked = matches!(partition.offset(), Offset::Offset(_));
+            Ok(marked.then(|| partition.metadata().to_owned()))
+        };
+        persist(id, read).map_err(|error| SinkError::Transaction {
+            id: id.to_owned(),
+            reason: format!("its last commit: {error}"),
+            retryable: error_code(&error).map(trouble) == Some(Trouble::Passing),
+        })
+    }
+}
+
+/// Whether a property says how to reach the brokers, rather than how to produce.
+fn is_connection(name: &str) -> bool {
+    ["security.", "ssl.", "sasl.", "socket.", "broker.", "client.", "enable.ssl"]
+        .iter()
+        .any(|beginning| name.starts_with(beginning))
+}
+
+/// Repeats what the brokers could not do for now. An answer that was not waited for is picked up by
+/// the next try.
+fn persist<T>(id: &str, mut attempt: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let deadline = Instant::now() + PERSISTENCE;
+    loop {
+        match attempt() {
+            Err(error) if may_repeat(&error) && Instant::now() < deadline => {
+                tracing::warn!(%error, transaction = id, "brokers in trouble, trying again");
+                thread::sleep(PERSISTENCE_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn may_repeat(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::Transaction(error) => error.is_retriable(),
+        other => error_code(other).map(trouble) == Some(Trouble::Passing),
     }
 }
 
@@ -244,7 +507,7 @@ fn settings(
     let settings = kafka::settings(brokers, &defaults, &properties, &[])
         .map_err(|reason| SinkError::Property { reason })?;
     if settings.get("transactional.id").is_some() {
-        let reason = "transactional.id: results are not written in transactions".to_owned();
+        let reason = "transactional.id is set by checkpoint.instance".to_owned();
         return Err(SinkError::Property { reason });
     }
     let (queue, message) = (
@@ -282,8 +545,10 @@ fn prepare(brokers: &str, settings: &ClientConfig, topics: &Topics) -> Result<Li
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     // Only asks. An admin client would not tell why no broker answers.
     let deliveries = Deliveries::new(brokers, &topics.dead_letters);
+    let mut plain = settings.clone();
+    plain.remove("transactional.id");
     let asking: BaseProducer<Deliveries> =
-        settings.create_with_context(deliveries).map_err(property)?;
+        plain.create_with_context(deliveries).map_err(property)?;
     let mut missing = Vec::new();
     for topic in topics.all() {
         let serve = || asking.poll(Duration::from_millis(100));
@@ -297,7 +562,7 @@ fn prepare(brokers: &str, settings: &ClientConfig, topics: &Topics) -> Result<Li
             missing.push(topic);
         }
     }
-    let admin: AdminClient<DefaultClientContext> = settings.create().map_err(property)?;
+    let admin: AdminClient<DefaultClientContext> = plain.create().map_err(property)?;
     if !missing.is_empty() {
         create(&admin, &missing, brokers)?;
     }

@@ -117,6 +117,12 @@ pub trait Sink: Send {
         None
     }
 
+    /// The checkpoint of the last epoch that [`Sink::commit`] committed, where the source keeps no
+    /// positions and this sink keeps the commit; a sink that never committed says `None` within.
+    fn last_commit(&mut self) -> Option<Result<Option<String>, SinkError>> {
+        None
+    }
+
     /// Makes all that was prepared visible.
     ///
     /// # Errors
@@ -140,6 +146,15 @@ pub trait Sink: Send {
     /// # Errors
     /// If a file cannot be moved to its place.
     fn recover(&mut self, _committed: &[StagedFile]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// Deletes what epochs that were never committed had staged and what [`Sink::recover`] did not
+    /// name, of processes that are gone.
+    ///
+    /// # Errors
+    /// If a file cannot be deleted.
+    fn discard(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 }

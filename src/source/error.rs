@@ -18,6 +18,9 @@ pub enum SourceError {
     /// Another failure of the Kafka client.
     #[error("kafka: {reason}")]
     Kafka { reason: String, retryable: bool },
+    /// Others own lanes that were this process's, with work that it had not committed.
+    #[error("{lanes} lanes lost to the group, uncommitted work with them")]
+    Lost { lanes: usize },
     /// A file or folder that cannot be read at all.
     #[error("{path}: {reason}")]
     File { path: std::path::PathBuf, reason: String },
@@ -32,6 +35,7 @@ impl SourceError {
             Self::MissingTopic { .. }
             | Self::Refused { .. }
             | Self::Property { .. }
+            | Self::Lost { .. }
             | Self::File { .. } => false,
         }
     }

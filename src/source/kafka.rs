@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
+};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -151,16 +153,11 @@ impl KafkaSource {
                 },
                 Call::Revoke { partitions, lost } => {
                     let lanes = lanes(&partitions);
-                    if lost && !lanes.is_empty() {
-                        tracing::warn!(
-                            lanes = lanes.len(),
-                            "lanes lost to the group: their uncommitted work is repeated elsewhere"
-                        );
-                    }
                     self.waiting.leave(&lanes);
                     self.revoked = Some(partitions);
                     if !lanes.is_empty() {
-                        return Ok(Some(Event::Revoked(lanes)));
+                        let event = if lost { Event::Lost(lanes) } else { Event::Revoked(lanes) };
+                        return Ok(Some(event));
                     }
                     self.release()?;
                 }
@@ -373,6 +370,9 @@ impl Commit for Committer {
             }
         };
         outcome.map_err(|error| {
+            if is_lost(&error) {
+                return SourceError::Lost { lanes: positions.len() };
+            }
             let reason = error.to_string();
             match error_code(&error).map(trouble) {
                 Some(Trouble::Refused) => {
@@ -382,6 +382,10 @@ impl Commit for Committer {
                 _ => SourceError::Kafka { reason, retryable: false },
             }
         })
+    }
+
+    fn group(&self) -> Option<ConsumerGroupMetadata> {
+        self.consumer.group_metadata()
     }
 
     fn committed_metadata(&self) -> Result<BTreeSet<String>, SourceError> {
@@ -409,6 +413,13 @@ impl Commit for Committer {
 fn is_rebalance(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{IllegalGeneration, RebalanceInProgress};
     matches!(error_code(error), Some(IllegalGeneration | RebalanceInProgress))
+}
+
+/// Whether the group has given this member up.
+fn is_lost(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AssignmentLost, FencedInstanceId, IllegalGeneration, UnknownMemberId};
+    let codes = [AssignmentLost, FencedInstanceId, IllegalGeneration, UnknownMemberId];
+    error_code(error).is_some_and(|code| codes.contains(&code))
 }
 
 /// What the group asks of this member. It waits for the answer.

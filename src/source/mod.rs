@@ -19,6 +19,8 @@ pub use file::FileSource;
 pub use generator::{Fault, FaultKind, GeneratorSource, Plant};
 pub use kafka::KafkaSource;
 
+use rdkafka::consumer::ConsumerGroupMetadata;
+
 use crate::decode::Decoded;
 
 /// One ordered input: a topic's partition, a file (partition 0), or the generator.
@@ -162,8 +164,10 @@ pub enum Event {
     Batch(SourceBatch),
     /// Lanes this process now owns, with the committed position each resumes from.
     Assigned(Vec<Assignment>),
-    /// Lanes this process no longer owns.
+    /// Lanes this process no longer owns once it lets go of them.
     Revoked(Vec<Lane>),
+    /// Lanes that others may own already: what was not committed for them is not to be.
+    Lost(Vec<Lane>),
     /// Nothing within the time given.
     Idle,
     /// A bounded source has no more records.
@@ -214,6 +218,10 @@ pub trait Commit: Send {
     /// # Errors
     /// If the positions are not durable.
     fn commit(&self, positions: &[(Lane, i64)], metadata: &str) -> Result<(), SourceError>;
+
+    /// The consumer group that positions are committed to, and this process's standing in it, for
+    /// a sink that commits them with its results.
+    fn group(&self) -> Option<ConsumerGroupMetadata>;
 
     /// What the lanes of all processes that share the input are committed with.
     ///
