@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -89,6 +90,8 @@ pub fn finish<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finish
 pub struct Finished {
     /// Exit code; `None` if a signal ended it.
     pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
@@ -225,9 +228,15 @@ impl Program {
     }
 
     /// Ends it with no chance to do anything (SIGKILL).
-    pub fn kill(mut self) {
+    #[track_caller]
+    pub fn kill(mut self) -> Finished {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.wait()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits for its end.
@@ -245,7 +254,12 @@ impl Program {
             reader.join().unwrap();
         }
         let text = |text: &Mutex<String>| text.lock().unwrap().clone();
-        Finished { code: status.code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
+        Finished {
+            code: status.code(),
+            signal: status.signal(),
+            stdout: text(&self.stdout),
+            stderr: text(&self.stderr),
+        }
     }
 }
 
@@ -421,15 +435,19 @@ impl Machines {
 
     /// The segments that the readings so far complete.
     pub fn segments(&self) -> BTreeSet<(String, u64)> {
-        // A reading counts once it can no longer be overtaken by a late one.
-        let readings = self.seconds.saturating_sub(LATENESS);
-        let count = if readings < LENGTH { 0 } else { (readings - LENGTH) / STRIDE + 1 };
         let of_machine = |name: &String| {
             let name = name.clone();
-            (0..count as u64).map(move |sequence| (name.clone(), sequence))
+            (0..segments_of(self.seconds)).map(move |sequence| (name.clone(), sequence))
         };
         self.names.iter().flat_map(of_machine).collect()
     }
+}
+
+/// How many segments so many readings of a machine complete.
+pub fn segments_of(readings: usize) -> u64 {
+    // A reading counts once it can no longer be overtaken by a late one.
+    let settled = readings.saturating_sub(LATENESS);
+    if settled < LENGTH { 0 } else { ((settled - LENGTH) / STRIDE + 1) as u64 }
 }
 
 /// A reading as pipelines/sensor.toml reads it.
