@@ -15,7 +15,8 @@
 //! | [`runtime`] | threads, bounded channels, epochs and shutdown |
 //!
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
-//! health), [`keys`] (bounded state per key), [`evaluate`] (labelled recordings and their metrics).
+//! health), [`keys`] (bounded state per key), [`objects`] (what outlives the process, in a folder or
+//! a bucket), [`evaluate`] (labelled recordings and their metrics).
 
 pub mod checkpoint;
 pub mod cli;
@@ -27,6 +28,7 @@ pub mod http;
 mod kafka;
 pub mod keys;
 pub mod learner;
+pub mod objects;
 pub mod pairs;
 pub mod runtime;
 pub mod score;

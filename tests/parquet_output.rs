@@ -40,7 +40,7 @@ fn sink(folder: &TempDir, partition_by: &[PartitionColumn]) -> ParquetSink {
     )
     .expect("a valid pipeline file");
     let config = config::ParquetSink {
-        path: folder.path().to_owned(),
+        path: folder.path().to_owned().into(),
         partition_by: partition_by.to_vec(),
         roll: ByteSize::mib(128),
     };

@@ -80,7 +80,11 @@ impl Store {
     /// # Errors
     /// If the folder cannot be created or read.
     pub fn open(config: &config::Checkpoint) -> Result<Option<Self>, CheckpointError> {
-        let Some(folder) = config.store.clone() else { return Ok(None) };
+        let Some(location) = &config.store else { return Ok(None) };
+        let Some(folder) = location.folder().map(Path::to_owned) else {
+            let reason = std::io::Error::from(ErrorKind::Unsupported);
+            return Err(CheckpointError::File { path: location.to_string().into(), reason });
+        };
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
         let store = Self { folder, keep: config.keep.max(1) };
         // A stray name must not use the numbers up.
@@ -263,7 +267,7 @@ mod tests {
 
     fn store(folder: &Path, keep: usize) -> Store {
         let config = config::Checkpoint {
-            store: Some(folder.join("state")),
+            store: Some(folder.join("state").into()),
             keep,
             ..config::Checkpoint::default()
         };

@@ -1,14 +1,13 @@
 //! `contrastream demo`: it learns a plant's normal, then finds its faults.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::service::{Service, open_sinks};
-use crate::config::{ConfigError, Pipeline, Source as Origin};
+use crate::config::{ConfigError, Location, Pipeline, Source as Origin};
 use crate::decode::DeadLetter;
 use crate::runtime::{Opened, RuntimeError, Status};
 use crate::sink::{Outputs, Sink, SinkError, StagedFile};
@@ -85,13 +84,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     println!("faulty channel named first: in {} of {} found", verdict.named_first, verdict.found);
     if let Some(parquet) = &pipeline.sink.parquet {
-        println!("embeddings and scores: {}", folder(&parquet.path).display());
+        println!("embeddings and scores: {}", absolute(&parquet.path));
     }
     Ok(())
 }
 
-fn folder(path: &std::path::Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+fn absolute(location: &Location) -> Location {
+    match location.folder().map(std::path::absolute) {
+        Some(Ok(folder)) => folder.into(),
+        _ => location.clone(),
+    }
 }
 
 /// Shows progress and ends the demo in time, from a thread of its own.

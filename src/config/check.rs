@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Csv, Format, KafkaSink, Layout, Model, Pipeline, Records, Source, TimeSpan, Training,
+    Csv, Format, KafkaSink, Layout, Location, Model, Pipeline, Records, Source, TimeSpan, Training,
     WindowLength, Windows,
 };
 
@@ -106,7 +106,7 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     positive("checkpoint.interval", pipeline.checkpoint.interval)?;
     within("checkpoint.keep", pipeline.checkpoint.keep, 1, UNBOUNDED)?;
     if let Some(store) = &pipeline.checkpoint.store {
-        not_empty_path("checkpoint.store", store)?;
+        not_nowhere("checkpoint.store", store)?;
     }
     if let Some(instance) = &pipeline.checkpoint.instance {
         not_empty("checkpoint.instance", instance)?;
@@ -316,7 +316,7 @@ fn check_sinks(pipeline: &Pipeline) -> Result<(), Conflict> {
         check_outputs(kafka, pipeline)?;
     }
     if let Some(parquet) = &pipeline.sink.parquet {
-        not_empty_path("sink.parquet.path", &parquet.path)?;
+        not_nowhere("sink.parquet.path", &parquet.path)?;
         ensure(parquet.roll.0 > 0, || out_of_range("sink.parquet.roll", parquet.roll, "above 0"))?;
         let columns = &parquet.partition_by;
         if let Some(at) = (1..columns.len()).find(|at| columns[..*at].contains(&columns[*at])) {
@@ -387,6 +387,10 @@ fn not_empty(key: &'static str, text: &str) -> Result<(), Conflict> {
 
 fn not_empty_path(key: &'static str, path: &Path) -> Result<(), Conflict> {
     ensure(!path.as_os_str().is_empty(), || out_of_range(key, "\"\"", "a path"))
+}
+
+fn not_nowhere(key: &'static str, location: &Location) -> Result<(), Conflict> {
+    location.folder().map_or(Ok(()), |folder| not_empty_path(key, folder))
 }
 
 fn unique(key: &'static str, names: &[String]) -> Result<(), Conflict> {

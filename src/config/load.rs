@@ -613,7 +613,7 @@ channels = ["temperature", "vibration"]
         assert_eq!(kafka(&pipeline).brokers, "other:9092");
         assert_eq!(pipeline.scores.false_alarms.count, 2.0);
         assert!(!pipeline.training.enabled);
-        assert_eq!(pipeline.sink.parquet.unwrap().path, Path::new("out"));
+        assert_eq!(pipeline.sink.parquet.unwrap().path.to_string(), "out");
     }
 
     #[test]

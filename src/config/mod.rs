@@ -7,6 +7,7 @@
 
 mod check;
 mod load;
+mod location;
 mod properties;
 mod tree;
 mod units;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Conflict;
 pub use load::ConfigError;
+pub use location::Location;
 pub use properties::Properties;
 pub use tree::Place;
 pub use units::{ByteSize, FalseAlarms, Span, Temperature, TimeSpan, WindowLength};
@@ -384,8 +386,8 @@ pub struct KafkaSink {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParquetSink {
-    /// Folder the files go to.
-    pub path: PathBuf,
+    /// Where the files go: a folder, or `s3://bucket/prefix`.
+    pub path: Location,
     /// Folders below it, `name=value`: `date` (UTC day of the window's end), `key`.
     #[serde(default = "defaults::partition_by")]
     pub partition_by: Vec<PartitionColumn>,
@@ -407,9 +409,9 @@ pub enum PartitionColumn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Folder, of this pipeline alone; replicas share it. Left out, nothing is saved and a restart
-    /// learns anew.
-    pub store: Option<PathBuf>,
+    /// A folder or `s3://bucket/prefix`, of this pipeline alone; replicas share it. Left out,
+    /// nothing is saved and a restart learns anew.
+    pub store: Option<Location>,
     /// Time between two commits.
     pub interval: TimeSpan,
     /// Checkpoints kept beside those that committed positions name.

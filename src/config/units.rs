@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::Location;
+
 /// Microseconds, the unit of event time everywhere in this crate.
 pub type Span = i64;
 
@@ -172,6 +174,7 @@ as_text! {
     TimeSpan: "a duration such as \"5s\" or \"10m\"",
     ByteSize: "a size such as \"128MiB\"",
     FalseAlarms: "a promise such as \"1 per week\"",
+    Location: "a folder, or a bucket such as \"s3://bucket/prefix\"",
 }
 
 impl<'de> Deserialize<'de> for WindowLength {

@@ -382,7 +382,7 @@ fn a_stop_and_a_resume_give_the_bits_of_one_run() {
 
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().join("state");
-    let config = config::Checkpoint { store: Some(state), ..config::Checkpoint::default() };
+    let config = config::Checkpoint { store: Some(state.into()), ..config::Checkpoint::default() };
     let store = Store::open(&config).expect("a store").expect("a folder is named");
     let first = [fresh()].into_iter().chain(turns(0, 9)).chain([Act::Stop]);
     let mut in_two = results(first.collect(), (Some(&store), None));

@@ -91,10 +91,14 @@ impl ParquetSink {
         pipeline: &config::Pipeline,
         embedding: usize,
     ) -> Result<Self, SinkError> {
-        let staging = Staging::open(&config.path)?;
+        let Some(root) = config.path.folder() else {
+            let path = config.path.to_string();
+            return Err(failed(path.as_ref(), io::Error::from(io::ErrorKind::Unsupported)));
+        };
+        let staging = Staging::open(root)?;
         let chunk_bytes = CHUNK_BYTES.min(config.roll.0);
         let chunk_rows = chunk_bytes / rows::plain_row_bytes(embedding);
-        let schema = rows::schema(embedding).map_err(|reason| failed(&config.path, reason))?;
+        let schema = rows::schema(embedding).map_err(|reason| failed(root, reason))?;
         Ok(Self {
             pipeline: pipeline.name.as_str().into(),
             channels: pipeline.records.channels.clone(),
@@ -355,7 +359,7 @@ mod tests {
 
     fn config(folder: &TempDir, partition_by: &[PartitionColumn]) -> config::ParquetSink {
         config::ParquetSink {
-            path: folder.path().to_owned(),
+            path: folder.path().to_owned().into(),
             partition_by: partition_by.to_vec(),
             roll: ByteSize::mib(128),
         }
@@ -743,9 +747,10 @@ mod tests {
         let mut config = config(&folder, &[]);
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        config.path = file.join("below");
+        let below = file.join("below");
+        config.path = below.clone().into();
         let error = ParquetSink::open(&config, &pipeline(), 2).err().unwrap();
-        assert!(matches!(&error, SinkError::File { path, .. } if *path == config.path));
+        assert!(matches!(&error, SinkError::File { path, .. } if *path == below));
     }
 
     #[test]
