@@ -42,7 +42,8 @@ impl<'a> Matrix<'a> {
 /// `out = a * b`, or `out += a * b` where `accumulate`; `out` is `[a.rows, b.columns]`.
 ///
 /// One thread does it: series and stages run side by side, and the result must not depend on
-/// how many cores there are.
+/// how many cores there are. Nor does a row of the output depend on how many rows `a` has, where
+/// `a` is not a transpose: what a segment gives must not depend on those that came with it.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -56,6 +57,16 @@ pub fn multiply(out: &mut [f32], accumulate: bool, a: Matrix<'_>, b: Matrix<'_>)
         if !accumulate {
             out.fill(0.0);
         }
+        return;
+    }
+    let rows = least_rows(b);
+    if a.rows < rows && a.column_stride == 1 {
+        let mut padded = a.values.to_vec();
+        padded.resize(rows * a.columns, 0.0);
+        let mut product = out.to_vec();
+        product.resize(rows * b.columns, 0.0);
+        multiply(&mut product, accumulate, Matrix::new(&padded, rows, a.columns), b);
+        out.copy_from_slice(&product[..out.len()]);
         return;
     }
     // SAFETY: gemm reads lhs[i * rs + j * cs] for i < m, j < k and rhs[i * rs + j * cs] for i < k,
@@ -86,6 +97,14 @@ pub fn multiply(out: &mut [f32], accumulate: bool, a: Matrix<'_>, b: Matrix<'_>)
             Parallelism::None,
         );
     }
+}
+
+/// Fewer rows than this are multiplied by other kernels of gemm, which add up in another order:
+/// those for one row, and for up to 256 values of output where both factors lie along the inner
+/// dimension.
+fn least_rows(b: Matrix<'_>) -> usize {
+    const SMALL: usize = 256;
+    if b.column_stride == 1 && b.columns > 1 { 2 } else { (SMALL / b.columns + 1).max(2) }
 }
 
 /// Runs a plain loop with the widest vector instructions of this processor.
@@ -191,6 +210,34 @@ mod tests {
                         expected += left * right;
                     }
                     assert!((out[i * n + j] - expected).abs() < 1e-4);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_of_a_row_do_not_depend_on_how_many_rows_there_are() {
+        let mut rng = Pcg64Mcg::seed_from_u64(2);
+        for (k, n) in [(1, 1), (8, 8), (10, 32), (16, 1), (64, 3), (64, 64), (64, 1024), (640, 256)]
+        {
+            let most = if n < 1024 { 2600 } else { 300 };
+            let (a, b) = (random(&mut rng, most * k), random(&mut rng, n * k));
+            let start = random(&mut rng, most * n);
+            for (transposed, accumulate) in
+                [(false, false), (false, true), (true, false), (true, true)]
+            {
+                let b = match transposed {
+                    true => Matrix::new(&b, n, k).transposed(),
+                    false => Matrix::new(&b, k, n),
+                };
+                let product = |rows: usize| -> Vec<u32> {
+                    let mut out = start[..rows * n].to_vec();
+                    multiply(&mut out, accumulate, Matrix::new(&a[..rows * k], rows, k), b);
+                    out.iter().map(|value| value.to_bits()).collect()
+                };
+                let whole = product(most);
+                for rows in [1, 2, 3, 4, 5, 8, 15, 16, 31, 32, 33, 63, 64, 100, 255, 256, 257] {
+                    assert!(product(rows) == whole[..rows * n], "{rows} of [{most}, {k}] by {n}");
                 }
             }
         }
