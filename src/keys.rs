@@ -5,6 +5,24 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::source::Lane;
+
+/// A number for a key of a lane, the same in every process and version: FNV-1a over both, mixed
+/// as in MurmurHash3.
+pub fn number_of(lane: &Lane, key: &str) -> u64 {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    // No text holds 0xff: where the topic ends is part of what is hashed.
+    let lane = lane.topic.bytes().chain([0xff]).chain(lane.partition.to_le_bytes());
+    let mut hash = lane
+        .chain(key.bytes())
+        .fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+        hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
+    }
+    hash ^ (hash >> 33)
+}
+
 /// State per key, for at most `capacity` keys: the least recently seen one makes room.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeyMap<V> {
@@ -134,6 +152,24 @@ fn bounded(capacity: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_has_a_number_of_its_own_that_never_changes() {
+        let number = |topic: &str, partition, key| number_of(&Lane::new(topic, partition), key);
+        let numbers = [
+            number("plant", 0, "m"),
+            number("plant", 0, "n"),
+            number("plant", 1, "m"),
+            number("plan", 0, "tm"),
+        ];
+        let expected = [
+            6_542_164_013_640_902_846,
+            3_712_632_922_841_081_700,
+            11_143_279_979_677_726_417,
+            13_426_782_688_866_835_950,
+        ];
+        assert_eq!(numbers, expected);
+    }
 
     fn order(map: &mut KeyMap<u32>) -> Vec<(String, u32)> {
         let mut seen = Vec::new();

@@ -30,7 +30,7 @@ use self::optimizer::Adam;
 use self::queue::Queue;
 use self::standardise::Standardiser;
 use crate::config::{self, Temperature};
-use crate::keys::KeyMap;
+use crate::keys::{KeyMap, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
@@ -56,9 +56,6 @@ pub struct Learner {
     queue: Queue,
     pool: Pool,
     rng: Pcg64Mcg,
-    keys: KeyMap<KeyState>,
-    /// Keys ever seen: the next one's number.
-    next_key: u64,
     /// Segments taken as lessons.
     seen: u64,
     /// Training steps taken: the model's version.
@@ -79,9 +76,8 @@ pub struct ResumeError {
 }
 
 /// What the learner keeps per key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct KeyState {
-    number: u64,
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct KeyState {
     standardiser: Option<Standardiser>,
     previous: Option<Previous>,
 }
@@ -107,8 +103,9 @@ pub struct Embedded {
     pub surprises: Vec<Option<f32>>,
     /// Where each segment stands in its key's stream.
     pub origins: Vec<Origin>,
+    /// Where the keys' states are, in the map that the segments were embedded with.
+    pub slots: Vec<usize>,
     projections: Vec<f32>,
-    slots: Vec<usize>,
 }
 
 /// Segments over which a key's standardisation is held at that of its first one.
@@ -123,11 +120,24 @@ const SURPRISE_NEGATIVES: usize = 1024;
 const SCALE_START: f32 = 1.0 / 0.1;
 const SCALE_BOUNDS: Range<f32> = 2.0..50.0;
 
+impl AsMut<Self> for KeyState {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
+impl KeyState {
+    /// Forgets what is of the model that made it: the key is to be another's.
+    pub fn leave_model(&mut self) {
+        self.previous = None;
+    }
+}
+
 impl Learner {
-    /// An untrained learner for segments of one shape, for at most `max_keys` keys at once.
+    /// An untrained learner for segments of one shape.
     pub fn new(pipeline: &config::Pipeline) -> Self {
         let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
-        let config::Pipeline { model, training, pairs, windows, .. } = pipeline;
+        let config::Pipeline { model, training, pairs, .. } = pipeline;
         let mut rng = Pcg64Mcg::seed_from_u64(training.seed);
         let network = Network::new(model, shape.channels, shape.length, &mut rng);
         let scale = match model.temperature {
@@ -145,8 +155,6 @@ impl Learner {
             queue: Queue::new(model.queue, dimension),
             pool: Pool::new(pairs.pool, shape.channels * shape.length),
             rng,
-            keys: KeyMap::new(windows.max_keys),
-            next_key: 0,
             seen: 0,
             steps: 0,
             skipped_steps: 0,
@@ -175,8 +183,12 @@ impl Learner {
         self.model = fresh.model;
         self.training = fresh.training;
         self.pairs = fresh.pairs;
-        self.keys.limit(pipeline.windows.max_keys);
         Ok(self)
+    }
+
+    /// Whether as many segments were taken as a whole number of steps is due after.
+    pub fn begins_round(&self) -> bool {
+        self.seen.is_multiple_of(self.training.every.max(1) as u64)
     }
 
     /// How many segments to embed before the next call of [`Learner::learn`] changes the model.
@@ -210,33 +222,38 @@ impl Learner {
         (self.queue.len(), self.queue.mean_age(self.steps))
     }
 
-    /// Embeds the segments of `range` with the model as it is. A key's first segment sets its
-    /// standardisation; beyond that, nothing is learned.
-    pub fn embed(&mut self, segments: &Segments, range: Range<usize>) -> Embedded {
-        let size = self.shape.channels * self.shape.length;
+    /// Embeds the segments of `range`, all of one lane, with the model as it is. Each is
+    /// standardised by its key's segments before it; `keys` are those of the lane.
+    pub fn embed<S: AsMut<KeyState> + Default>(
+        &self,
+        keys: &mut KeyMap<S>,
+        segments: &Segments,
+        range: Range<usize>,
+    ) -> Embedded {
+        let (size, time) = (self.shape.channels * self.shape.length, self.shape.length);
+        let horizon = FORGETTING_SEGMENTS * time as u64;
         let mut embedded = Embedded::default();
         for index in range {
             let meta = &segments.meta[index];
-            let next_key = &mut self.next_key;
-            let slot = self.keys.touch(&meta.key, |_| {
-                *next_key += 1;
-                KeyState { number: *next_key, standardiser: None, previous: None }
-            });
-            let (_, key) = self.keys.at(slot);
+            let slot = keys.touch(&meta.key, |_| S::default());
+            let key = keys.at(slot).1.as_mut();
             let values = segments.segment(index, size);
-            let time = self.shape.length;
-            key.standardiser
-                .get_or_insert_with(|| Standardiser::new(values, time, HELD_SEGMENTS))
-                .apply(values, time, &mut embedded.values);
+            let standardiser = key
+                .standardiser
+                .get_or_insert_with(|| Standardiser::new(values, time, HELD_SEGMENTS));
+            standardiser.apply(values, time, &mut embedded.values);
+            // At once: whether the key's next segment comes along with this one or later must not
+            // make a difference.
+            standardiser.learn(values, time, segments.fresh[index], horizon);
             embedded.slots.push(slot);
             embedded.origins.push(Origin {
-                key: key.number,
+                key: number_of(&meta.lane, &meta.key),
                 run: segments.runs[index],
                 sequence: meta.sequence,
             });
         }
         self.encode(&mut embedded);
-        self.surprise(&mut embedded);
+        self.surprise(keys, &mut embedded);
         embedded
     }
 
@@ -254,7 +271,7 @@ impl Learner {
     }
 
     /// Each segment against its key's previous one, from this batch or an earlier one.
-    fn surprise(&mut self, embedded: &mut Embedded) {
+    fn surprise<S: AsMut<KeyState>>(&self, keys: &mut KeyMap<S>, embedded: &mut Embedded) {
         let dimension = self.dimension();
         let count = self.queue.len().min(SURPRISE_NEGATIVES);
         let negatives = &self.queue.projections()[..count * dimension];
@@ -271,7 +288,7 @@ impl Learner {
             let origin = embedded.origins[row];
             let projection = &embedded.projections[row * dimension..(row + 1) * dimension];
             let earlier = (0..row).rev().find(|&at| embedded.origins[at].key == origin.key);
-            let (_, key) = self.keys.at(embedded.slots[row]);
+            let key = keys.at(embedded.slots[row]).1.as_mut();
             let predecessor = match (earlier, &key.previous) {
                 (Some(at), _) => Some((
                     embedded.origins[at],
@@ -297,37 +314,26 @@ impl Learner {
         }
     }
 
-    /// Takes the segments of `range`, as [`Learner::embed`] returned them, as lessons; a training
-    /// step follows where one is due, unless `may_train` says that there is no time for it.
-    pub fn learn(
+    /// Takes segments, as [`Learner::embed`] returned them, as lessons; a training step follows
+    /// where one is due, unless `may_train` says that there is no time for it.
+    pub fn learn<S: AsMut<KeyState>>(
         &mut self,
-        segments: &Segments,
-        range: Range<usize>,
+        keys: &mut KeyMap<S>,
         embedded: &Embedded,
         may_train: bool,
     ) {
         let size = self.shape.channels * self.shape.length;
         let dimension = self.dimension();
-        let horizon = FORGETTING_SEGMENTS * self.shape.length as u64;
-        for (row, index) in range.enumerate() {
-            let origin = embedded.origins[row];
-            let (_, key) = self.keys.at(embedded.slots[row]);
-            // Evicted within the batch: the slot is another key's now.
-            if key.number == origin.key {
-                if let Some(standardiser) = &mut key.standardiser {
-                    let values = segments.segment(index, size);
-                    standardiser.learn(values, self.shape.length, segments.fresh[index], horizon);
-                }
-                let predecessor = key.previous.as_ref().filter(|p| origin.follows(&p.origin));
-                let ticket = self.pool.push(
-                    &embedded.values[row * size..(row + 1) * size],
-                    origin,
-                    predecessor.map(|previous| previous.ticket),
-                );
-                let projection =
-                    embedded.projections[row * dimension..(row + 1) * dimension].to_vec();
-                key.previous = Some(Previous { origin, ticket, projection });
-            }
+        for (row, origin) in embedded.origins.iter().copied().enumerate() {
+            let key = keys.at(embedded.slots[row]).1.as_mut();
+            let predecessor = key.previous.as_ref().filter(|p| origin.follows(&p.origin));
+            let ticket = self.pool.push(
+                &embedded.values[row * size..(row + 1) * size],
+                origin,
+                predecessor.map(|previous| previous.ticket),
+            );
+            let projection = embedded.projections[row * dimension..(row + 1) * dimension].to_vec();
+            key.previous = Some(Previous { origin, ticket, projection });
             self.seen += 1;
             if self.training.enabled && self.seen.is_multiple_of(self.training.every.max(1) as u64)
             {
@@ -380,8 +386,8 @@ mod tests {
         pipeline
     }
 
-    fn learner(encoder: config::Encoder, extra: &str) -> Learner {
-        Learner::new(&pipeline(encoder, extra))
+    fn learner(encoder: config::Encoder, extra: &str) -> Fed {
+        Fed { learner: Learner::new(&pipeline(encoder, extra)), keys: KeyMap::new(1000) }
     }
 
     /// `rounds` segments of each machine, the machines in turn. A machine is known by its period
@@ -417,13 +423,20 @@ mod tests {
         segments
     }
 
-    fn feed(learner: &mut Learner, segments: &Segments) -> Vec<f32> {
+    /// A learner with its keys.
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Fed {
+        learner: Learner,
+        keys: KeyMap<KeyState>,
+    }
+
+    fn feed(Fed { learner, keys }: &mut Fed, segments: &Segments) -> Vec<f32> {
         let mut embeddings = Vec::new();
         let mut start = 0;
         while start < segments.len() {
             let range = start..(start + learner.until_step()).min(segments.len());
-            let embedded = learner.embed(segments, range.clone());
-            learner.learn(segments, range.clone(), &embedded, true);
+            let embedded = learner.embed(keys, segments, range.clone());
+            learner.learn(keys, &embedded, true);
             embeddings.extend(embedded.embeddings);
             start = range.end;
         }
@@ -431,8 +444,8 @@ mod tests {
     }
 
     /// Share of segments whose nearest other segment is of the same machine; chance is 1 in 16.
-    fn retrieval(learner: &mut Learner, segments: &Segments) -> f64 {
-        let embeddings = learner.embed(segments, 0..segments.len()).embeddings;
+    fn retrieval(Fed { learner, keys }: &mut Fed, segments: &Segments) -> f64 {
+        let embeddings = learner.embed(keys, segments, 0..segments.len()).embeddings;
         let rows: Vec<&[f32]> = embeddings.chunks(32).collect();
         let hits = rows.iter().enumerate().filter(|(at, row)| {
             let nearest = (0..rows.len())
@@ -450,9 +463,9 @@ mod tests {
             let later = stream(9000..9010);
             let before = retrieval(&mut learner.clone(), &later);
             feed(&mut learner, &stream(0..40));
-            let early = learner.last_step().expect("steps were taken").clone();
+            let early = learner.learner.last_step().expect("steps were taken").clone();
             feed(&mut learner, &stream(40..3000));
-            let late = learner.last_step().expect("steps were taken").clone();
+            let late = learner.learner.last_step().expect("steps were taken").clone();
             let after = retrieval(&mut learner, &later);
             assert!(late.loss < early.loss - 0.5, "{encoder:?}: {early:?}, then {late:?}");
             assert!(late.accuracy > early.accuracy, "{encoder:?}: {early:?}, then {late:?}");
@@ -475,28 +488,29 @@ mod tests {
         let mut learner = learner(config::Encoder::Tcn, "");
         feed(&mut learner, &stream(0..20));
         let saved = postcard::to_stdvec(&learner).expect("a learner can be saved");
-        let loaded: Learner = postcard::from_bytes(&saved).expect("and loaded");
+        let Fed { learner: loaded, keys } = postcard::from_bytes(&saved).expect("and loaded");
         let mut pipeline = pipeline(config::Encoder::Tcn, "");
-        let mut loaded = loaded.resume(&pipeline).expect("the same model");
+        let loaded = loaded.resume(&pipeline).expect("the same model");
+        let mut loaded = Fed { learner: loaded, keys };
         let next = stream(20..30);
         assert_eq!(feed(&mut learner, &next), feed(&mut loaded, &next));
         pipeline.model.hidden = 8;
-        assert!(loaded.resume(&pipeline).is_err());
+        assert!(loaded.learner.resume(&pipeline).is_err());
     }
 
     #[test]
     fn a_frozen_learner_embeds_without_a_step() {
         let mut learner = learner(config::Encoder::Tcn, "enabled = false");
         feed(&mut learner, &stream(0..20));
-        assert_eq!((learner.version(), learner.last_step()), (0, None));
+        assert_eq!((learner.learner.version(), learner.learner.last_step()), (0, None));
     }
 
     #[test]
     fn steps_left_out_for_want_of_time_are_counted() {
-        let mut learner = learner(config::Encoder::Tcn, "every = 16");
+        let Fed { mut learner, mut keys } = learner(config::Encoder::Tcn, "every = 16");
         let segments = stream(0..2);
-        let embedded = learner.embed(&segments, 0..32);
-        learner.learn(&segments, 0..32, &embedded, false);
+        let embedded = learner.embed(&mut keys, &segments, 0..32);
+        learner.learn(&mut keys, &embedded, false);
         assert_eq!((learner.version(), learner.skipped_steps()), (0, 2));
     }
 
@@ -513,8 +527,9 @@ mod tests {
             assert_eq!(known.len(), MACHINES as usize);
             known.iter().sum::<f32>() / known.len() as f32
         };
-        let usual = mean(learner.embed(&usual, 0..MACHINES as usize));
-        let odd = mean(learner.embed(&swapped, 0..MACHINES as usize));
+        let Fed { learner, keys } = &mut learner;
+        let usual = mean(learner.embed(&mut keys.clone(), &usual, 0..MACHINES as usize));
+        let odd = mean(learner.embed(keys, &swapped, 0..MACHINES as usize));
         assert!(odd > usual + 1.0, "{odd} against {usual}");
     }
 }

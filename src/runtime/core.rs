@@ -1,14 +1,17 @@
 //! Learner and scorer together: segments in, results out.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointError;
 use crate::config;
-use crate::learner::Learner;
-use crate::score::Scorer;
+use crate::keys::KeyMap;
+use crate::learner::{self, Learner};
+use crate::score::{self, Scorer};
 use crate::sink::Outputs;
+use crate::source::Lane;
 use crate::window::Segments;
 
 /// What one thread owns: the model and what it calls normal.
@@ -16,6 +19,29 @@ use crate::window::Segments;
 pub struct Core {
     learner: Learner,
     scorer: Scorer,
+    /// Per lane, its keys.
+    keys: BTreeMap<Lane, KeyMap<KeyState>>,
+    #[serde(skip)]
+    max_keys: usize,
+}
+
+/// What learner and scorer keep per key.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct KeyState {
+    learner: learner::KeyState,
+    scorer: score::KeyState,
+}
+
+impl AsMut<learner::KeyState> for KeyState {
+    fn as_mut(&mut self) -> &mut learner::KeyState {
+        &mut self.learner
+    }
+}
+
+impl AsMut<score::KeyState> for KeyState {
+    fn as_mut(&mut self) -> &mut score::KeyState {
+        &mut self.scorer
+    }
 }
 
 /// Time spent since the last [`Core::process`] began.
@@ -30,7 +56,12 @@ pub struct Effort {
 impl Core {
     /// An untrained one.
     pub fn new(pipeline: &config::Pipeline) -> Self {
-        Self { learner: Learner::new(pipeline), scorer: Scorer::new(pipeline) }
+        Self {
+            learner: Learner::new(pipeline),
+            scorer: Scorer::new(pipeline),
+            keys: BTreeMap::new(),
+            max_keys: pipeline.windows.max_keys,
+        }
     }
 
     /// From the bytes of [`Core::save`], to go on under `pipeline`.
@@ -42,10 +73,12 @@ impl Core {
             what: "model and calibration".to_owned(),
             reason,
         };
-        let Self { learner, scorer } =
+        let Self { learner, scorer, mut keys, .. } =
             postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
         let learner = learner.resume(pipeline).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { learner, scorer: scorer.resume(pipeline) })
+        let max_keys = pipeline.windows.max_keys;
+        keys.values_mut().for_each(|keys| keys.limit(max_keys));
+        Ok(Self { learner, scorer: scorer.resume(pipeline), keys, max_keys })
     }
 
     /// All that [`Core::load`] needs to go on bit for bit.
@@ -69,8 +102,11 @@ impl Core {
         self.learner.step();
     }
 
-    /// Embeds and scores segments, then learns from them; `deliver` gets the results in order, in
-    /// batches that one version of the model made. `may_train` is asked before each training step.
+    /// Embeds and scores segments of one lane, then learns from them; `deliver` gets the results in
+    /// order, in batches that one version of the model made. `may_train` is asked before each
+    /// training step.
+    ///
+    /// The results do not depend on how many segments come at once.
     pub fn process(
         &mut self,
         segments: &Segments,
@@ -78,25 +114,137 @@ impl Core {
         mut deliver: impl FnMut(Outputs),
     ) -> Effort {
         let mut effort = Effort::default();
+        let Some(first) = segments.meta.first() else { return effort };
+        let Self { learner, scorer, keys, max_keys } = self;
+        let keys = match keys.get_mut(&first.lane) {
+            Some(keys) => keys,
+            None => keys.entry(first.lane.clone()).or_insert_with(|| KeyMap::new(*max_keys)),
+        };
         let mut start = 0;
         while start < segments.len() {
-            let range = start..(start + self.learner.until_step()).min(segments.len());
+            let range = start..(start + learner.until_step()).min(segments.len());
             start = range.end;
             let began = Instant::now();
-            let mut embedded = self.learner.embed(segments, range.clone());
-            let scores = self.scorer.score(segments, range.clone(), &embedded, &self.learner);
+            let mut embedded = learner.embed(keys, segments, range.clone());
+            let scores = scorer.score(keys, segments, range.clone(), &embedded, learner);
             let scored = Instant::now();
             effort.scoring += scored - began;
             let outputs = Outputs {
-                segments: segments.meta[range.clone()].to_vec(),
+                segments: segments.meta[range].to_vec(),
                 embeddings: std::mem::take(&mut embedded.embeddings),
                 scores,
-                model_version: self.learner.version(),
+                model_version: learner.version(),
             };
-            self.learner.learn(segments, range, &embedded, may_train());
+            learner.learn(keys, &embedded, may_train());
             effort.learning += scored.elapsed();
             deliver(outputs);
         }
         effort
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64Mcg;
+
+    use super::*;
+    use crate::sink::SegmentMeta;
+
+    const LENGTH: usize = 16;
+    const CHANNELS: usize = 2;
+
+    fn pipeline(encoder: &str) -> config::Pipeline {
+        let text = format!(
+            "name = 'test'\n[source]\nkind = 'generator'\n\
+             [records]\nkey = 'machine'\ntime = 'ts'\nchannels = ['a', 'b']\n\
+             [windows]\nlength = {LENGTH}\nstride = 4\n\
+             [model]\nencoder = '{encoder}'\nhidden = 16\nembedding = 32\nprojection = [32, 16]\n\
+             queue = 256\n[training]\nbatch = 32\n[scores]\nwarmup = 20\nfalse_alarms = '1 per minute'"
+        );
+        toml::from_str(&text).expect("a valid pipeline")
+    }
+
+    /// `rounds` segments of each of five machines, in turn; now and then one is wild.
+    fn stream(rounds: u64) -> Segments {
+        let mut rng = Pcg64Mcg::seed_from_u64(3);
+        let mut segments = Segments::default();
+        for sequence in 0..rounds {
+            for machine in 0..5 {
+                let scale = if rng.random_bool(0.03) { 9.0 } else { 1.0 };
+                for at in 0..LENGTH * CHANNELS {
+                    let wave = (at as f32 * (0.2 + 0.1 * machine as f32)).sin();
+                    let missing = rng.random_bool(0.02);
+                    let value = scale * (wave + rng.random_range(-0.2..0.2));
+                    segments.values.push(if missing { f32::NAN } else { value });
+                }
+                segments.runs.push(sequence / 70);
+                segments.fresh.push(if sequence == 0 { LENGTH } else { 4 });
+                segments.meta.push(SegmentMeta {
+                    key: format!("machine-{machine}").into(),
+                    lane: Lane::new("test", 0),
+                    sequence,
+                    window_start: sequence as i64 * 4_000_000,
+                    window_end: sequence as i64 * 4_000_000 + 15_000_000,
+                    first_offset: 0,
+                    last_offset: 0,
+                });
+            }
+        }
+        segments
+    }
+
+    fn part(segments: &Segments, range: std::ops::Range<usize>) -> Segments {
+        let size = LENGTH * CHANNELS;
+        Segments {
+            values: segments.values[range.start * size..range.end * size].to_vec(),
+            meta: segments.meta[range.clone()].to_vec(),
+            runs: segments.runs[range.clone()].to_vec(),
+            fresh: segments.fresh[range].to_vec(),
+        }
+    }
+
+    /// Per segment: the bits of its embedding, its score and the model's version.
+    fn results(core: &mut Core, batches: &[Segments]) -> Vec<(Vec<u32>, String, u64)> {
+        let mut results = Vec::new();
+        for batch in batches {
+            core.process(
+                batch,
+                || true,
+                |outputs| {
+                    let embeddings = outputs.embeddings.chunks(32);
+                    for (embedding, score) in embeddings.zip(&outputs.scores) {
+                        let bits = embedding.iter().map(|value| value.to_bits()).collect();
+                        results.push((bits, format!("{score:?}"), outputs.model_version));
+                    }
+                },
+            );
+        }
+        results
+    }
+
+    #[test]
+    fn results_do_not_depend_on_how_many_segments_come_at_once() {
+        let segments = stream(150);
+        for encoder in ["tcn", "mlp"] {
+            let pipeline = pipeline(encoder);
+            let at_once = results(&mut Core::new(&pipeline), std::slice::from_ref(&segments));
+            let one_by_one: Vec<Segments> =
+                (0..segments.len()).map(|at| part(&segments, at..at + 1)).collect();
+            let mut rng = Pcg64Mcg::seed_from_u64(1);
+            let (mut uneven, mut start) = (Vec::new(), 0);
+            while start < segments.len() {
+                let end = (start + rng.random_range(1..50)).min(segments.len());
+                uneven.push(part(&segments, start..end));
+                start = end;
+            }
+            for batches in [one_by_one, uneven] {
+                let found = results(&mut Core::new(&pipeline), &batches);
+                let first = found.iter().zip(&at_once).position(|(one, other)| one != other);
+                assert_eq!(first, None, "{encoder}, {} batches", batches.len());
+            }
+            assert!(at_once.iter().any(|(_, score, _)| score.contains("alert: true")));
+            assert!(at_once.last().is_some_and(|(_, _, version)| *version > 5));
+        }
     }
 }

@@ -15,10 +15,20 @@ pub struct Memory {
     /// `[entries, channels, time]`, standardised: to embed again as the model changes.
     values: Vec<f32>,
     origins: Vec<Origin>,
+    newcomers: Vec<Newcomer>,
     capacity: usize,
     dimension: usize,
     size: usize,
     next_refresh: usize,
+}
+
+/// A segment that is to be remembered, and its place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Newcomer {
+    place: usize,
+    embedding: Vec<f32>,
+    values: Vec<f32>,
+    origin: Origin,
 }
 
 /// Neighbours whose mean distance counts.
@@ -35,6 +45,7 @@ impl Memory {
             embeddings: Vec::new(),
             values: Vec::new(),
             origins: Vec::new(),
+            newcomers: Vec::new(),
             capacity: capacity.max(1),
             dimension,
             size,
@@ -80,17 +91,33 @@ impl Memory {
             .map(|sum| sum / NEIGHBOURS as f32)
     }
 
-    /// Remembers a segment, or not, by chance.
+    /// Remembers a segment, or not, by chance: from the next [`Memory::settle`] on.
     pub fn admit(&mut self, embedding: &[f32], values: &[f32], origin: Origin, rng: &mut impl Rng) {
-        if self.len() < self.capacity {
-            self.embeddings.extend_from_slice(embedding);
-            self.values.extend_from_slice(values);
-            self.origins.push(origin);
+        let free = self.len() + self.newcomers.len();
+        let place = if free < self.capacity {
+            free
         } else if rng.random_bool(ADMITTED) {
-            let place = rng.random_range(0..self.capacity);
-            self.embeddings[place * self.dimension..][..self.dimension].copy_from_slice(embedding);
-            self.values[place * self.size..][..self.size].copy_from_slice(values);
-            self.origins[place] = origin;
+            rng.random_range(0..self.capacity)
+        } else {
+            return;
+        };
+        let (embedding, values) = (embedding.to_vec(), values.to_vec());
+        self.newcomers.push(Newcomer { place, embedding, values, origin });
+    }
+
+    /// Gives those admitted since the last call their places.
+    pub fn settle(&mut self) {
+        for Newcomer { place, embedding, values, origin } in self.newcomers.drain(..) {
+            if place == self.origins.len() {
+                self.embeddings.extend_from_slice(&embedding);
+                self.values.extend_from_slice(&values);
+                self.origins.push(origin);
+            } else {
+                self.embeddings[place * self.dimension..][..self.dimension]
+                    .copy_from_slice(&embedding);
+                self.values[place * self.size..][..self.size].copy_from_slice(&values);
+                self.origins[place] = origin;
+            }
         }
     }
 
@@ -152,6 +179,7 @@ mod tests {
         for (sequence, embedding) in entries.iter().enumerate() {
             memory.admit(embedding, &[0.0], origin(1, sequence as u64 * 10), &mut rng);
         }
+        memory.settle();
         let cosines = memory.cosines(&[1.0, 0.0]);
         let far = memory.distance(&cosines, &origin(1, 1000), 5).expect("four entries");
         assert!((far - 0.2).abs() < 1e-6, "{far}");
@@ -168,6 +196,7 @@ mod tests {
             memory.admit(&[0.0, 1.0], &[0.0], origin(1, sequence), &mut rng);
             memory.admit(&[1.0, 0.0], &[0.0], origin(2, sequence), &mut rng);
         }
+        memory.settle();
         let cosines = memory.cosines(&[1.0, 0.0]);
         assert_eq!(memory.distance(&cosines, &origin(1, 1000), 1), Some(1.0));
         assert_eq!(memory.distance(&cosines, &origin(2, 1000), 1), Some(0.0));
@@ -180,7 +209,11 @@ mod tests {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         for sequence in 0..1000 {
             memory.admit(&[0.0], &[sequence as f32], origin(1, sequence), &mut rng);
+            if sequence % 7 == 0 {
+                memory.settle();
+            }
         }
+        memory.settle();
         assert_eq!(memory.len(), 40);
         assert!(memory.origins.iter().filter(|origin| origin.sequence > 500).count() > 30);
         for _ in 0..2 {

@@ -56,7 +56,6 @@ pub struct Scorer {
     tails: [Tail; STATISTICS],
     /// Of their combination.
     combined: Tail,
-    keys: KeyMap<KeyState>,
     /// Model version that the memory was last refreshed with.
     version: u64,
     rng: Pcg64Mcg,
@@ -74,7 +73,7 @@ const TEXTURE: usize = RESIDUAL + KINDS;
 
 /// What the scorer keeps per key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct KeyState {
+pub struct KeyState {
     segments: u64,
     /// One per channel.
     changes: Vec<Changes>,
@@ -141,6 +140,12 @@ const ALERTS_REMEMBERED: u64 = 8;
 const RAREST: f64 = 1e-9;
 const MOST_FREQUENT: f64 = 0.1;
 
+impl AsMut<Self> for KeyState {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
 impl Scorer {
     /// A scorer that knows nothing yet.
     pub fn new(pipeline: &config::Pipeline) -> Self {
@@ -155,7 +160,6 @@ impl Scorer {
             ),
             tails: Default::default(),
             combined: Tail::exponential(),
-            keys: KeyMap::new(pipeline.windows.max_keys),
             version: 0,
             rng: Pcg64Mcg::seed_from_u64(pipeline.training.seed),
             shape,
@@ -165,27 +169,30 @@ impl Scorer {
     /// Takes on what `pipeline` says of scores, after loading.
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Self {
         self.config = pipeline.scores.clone();
-        self.keys.limit(pipeline.windows.max_keys);
         self
     }
 
-    /// Scores the segments of `range`, as `learner` embedded them, and learns from each once it is
-    /// scored.
-    pub fn score(
+    /// Scores the segments of `range`, as `learner` embedded them with `keys`, and learns from each
+    /// once it is scored.
+    pub fn score<S: AsMut<KeyState>>(
         &mut self,
+        keys: &mut KeyMap<S>,
         segments: &Segments,
         range: Range<usize>,
         embedded: &Embedded,
         learner: &Learner,
     ) -> Vec<Score> {
+        if learner.begins_round() {
+            self.memory.settle();
+        }
         if learner.version() != self.version {
             self.version = learner.version();
             self.memory.refresh(|values| learner.embed_standardised(values));
         }
         let size = self.shape.channels * self.shape.length;
         let dimension = embedded.embeddings.len() / range.len().max(1);
-        // Against the memory as it was: a batch's own segments are near each other in time, or
-        // of other keys and as good a sample as those before.
+        // Against the memory as it was when the round began: the round's own segments are near
+        // each other in time, or of other keys and as good a sample as those before.
         let known = self.memory.len();
         let cosines = self.memory.cosines(&embedded.embeddings);
         let distances: Vec<Option<f32>> = embedded
@@ -205,8 +212,8 @@ impl Scorer {
             let embedding = &embedded.embeddings[row * dimension..(row + 1) * dimension];
             let origin = embedded.origins[row];
             let meta = &segments.meta[index];
-            let slot = self.keys.touch(&meta.key, |_| KeyState::default());
-            let (key, state) = self.keys.at(slot);
+            let (key, state) = keys.at(embedded.slots[row]);
+            let state = state.as_mut();
 
             let rarest = state.alarm_probability(meta.window_end, interval);
             let found = state.find(
