@@ -110,9 +110,10 @@ impl Channel {
     }
 }
 
-/// A scale to divide by: not below what `f32` can tell apart around the centre.
+/// A scale to divide by: not below what `f32` can tell apart around the centre, and finite, for
+/// the variance of an infinite one would turn into NaN.
 fn usable(scale: f32, center: f32) -> f32 {
-    scale.max(1e-4 * center.abs()).max(1e-6)
+    scale.max(1e-4 * center.abs()).max(1e-6).min(f32::MAX)
 }
 
 /// Linear up to [`LINEAR`] in size, logarithmic beyond. NaN stays NaN; what overflowed becomes
@@ -146,7 +147,8 @@ mod tests {
     #[test]
     fn values_of_any_size_stay_finite() {
         let extremes = [f32::MAX, f32::MIN, 0.0, 1.0];
-        for first in [[0.0; 4], [f32::MAX; 4], [f32::MIN; 4], extremes] {
+        let alternating = [f32::MAX, f32::MIN, f32::MAX, f32::MIN];
+        for first in [[0.0; 4], [f32::MAX; 4], [f32::MIN; 4], alternating, extremes] {
             let mut standardiser = Standardiser::new(&first, 4, 0);
             for _ in 0..100 {
                 let values = apply(&standardiser, &extremes);
