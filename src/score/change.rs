@@ -50,7 +50,8 @@ impl Changes {
                 if let (Some(before), Some(now)) =
                     (sums.mean(start, middle), sums.mean(middle, end))
                 {
-                    let size = self.typical[scale].measure((now - before).abs() as f32);
+                    let size = ((now - before).abs() as f32).min(f32::MAX);
+                    let size = self.typical[scale].measure(size);
                     largest[scale] = size.max(largest[scale]);
                 }
             }
@@ -169,6 +170,19 @@ mod tests {
         for (after, before) in changes.typical.iter().zip(before.typical) {
             assert!(after.size < 1.01 * before.size);
         }
+    }
+
+    #[test]
+    fn changes_beyond_what_a_number_holds_do_not_blind_it() {
+        let mut changes = Changes::default();
+        let extremes: Vec<f32> =
+            (0..TIME).map(|at| if at % 2 == 0 { f32::MAX } else { f32::MIN }).collect();
+        for _ in 0..20 {
+            assert!(changes.push(&extremes, 1).iter().all(|size| size.is_finite()));
+        }
+        let before = changes.typical[0].size;
+        noise(&mut changes, 2000);
+        assert!(changes.typical[0].size < 0.9 * before, "{before} {changes:?}");
     }
 
     #[test]
