@@ -26,13 +26,17 @@ impl Ruler {
         (value - self.center) / (doubt * self.spread.max(1e-3 * self.center.abs()).max(1e-6))
     }
 
-    /// Learns a value.
+    /// Learns a value; one that is not finite says nothing.
     pub fn learn(&mut self, value: f32) {
+        if !value.is_finite() {
+            return;
+        }
         self.seen = (self.seen + 1).min(HORIZON);
         let rate = 1.0 / self.seen as f32;
         let deviation = value - self.center;
         // Until a few are known, there is nothing to bound by.
-        let bound = if self.seen > 8 { WINSOR * self.spread } else { f32::INFINITY };
+        let bound = if self.seen > 8 { WINSOR * self.spread } else { f32::MAX };
+        let bound = bound.min(f32::MAX);
         let bounded = deviation.clamp(-bound, bound);
         self.center += rate * bounded;
         if self.seen > 1 {
@@ -45,6 +49,7 @@ impl Ruler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn keys_of_different_levels_and_spreads_measure_alike() {
@@ -75,5 +80,30 @@ mod tests {
         constant.learn(4.0);
         assert_eq!(constant.measure(4.0), 0.0);
         assert!(constant.measure(5.0).is_finite());
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_breaks_it_and_a_restart_changes_nothing(
+            before in prop::collection::vec(prop::num::f32::ANY, 0..40),
+            after in prop::collection::vec(prop::num::f32::ANY, 0..40),
+        ) {
+            let mut ruler = Ruler::default();
+            before.iter().for_each(|value| ruler.learn(*value));
+            let saved = postcard::to_stdvec(&ruler).unwrap();
+            let mut restored: Ruler = postcard::from_bytes(&saved).unwrap();
+            for value in after {
+                let bits = |ruler: &Ruler| ruler.measure(value).to_bits();
+                prop_assert_eq!(bits(&restored), bits(&ruler));
+                ruler.learn(value);
+                restored.learn(value);
+            }
+            // Usual values make it usable again, whatever came before.
+            for at in 0..100_000 {
+                ruler.learn((at % 7) as f32);
+            }
+            prop_assert!(ruler.center.is_finite() && ruler.spread.is_finite(), "{ruler:?}");
+            prop_assert!(ruler.measure(1e6) > ruler.measure(3.0), "{ruler:?}");
+        }
     }
 }
