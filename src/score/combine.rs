@@ -85,6 +85,28 @@ mod tests {
 
     proptest! {
         #[test]
+        fn up_to_three_values_combine_as_fisher_has_it_in_any_order(
+            values in prop::collection::vec(1e-9f64..=1.0, 1..4),
+        ) {
+            // The survival function of a gamma variable, written out.
+            let s: f64 = values.iter().map(|p| -p.ln()).sum();
+            let series = [1.0, 1.0 + s, 1.0 + s + s * s / 2.0][values.len() - 1];
+            let expected = (series * (-s).exp()).min(1.0);
+            let found = ln_p_value(values.iter().copied()).exp();
+            prop_assert!((found - expected).abs() <= 1e-9 * expected, "{found} {expected}");
+            let reversed = ln_p_value(values.iter().rev().copied()).exp();
+            prop_assert!((found - reversed).abs() <= 1e-9 * expected);
+        }
+
+        #[test]
+        fn no_value_breaks_it(values in prop::collection::vec(prop::num::f64::ANY, 0..9)) {
+            prop_assert!(ln_p_value(values.iter().copied()) <= 0.0);
+            let within = values.iter().map(|value| value.abs().clamp(f64::MIN_POSITIVE, 1.0));
+            let usual = within.filter(|value| !value.is_nan());
+            prop_assert!(ln_p_value(usual).is_finite());
+        }
+
+        #[test]
         fn a_rarer_part_never_makes_the_whole_less_rare(
             mut values in prop::collection::vec(1e-300f64..=1.0, 1..8),
         ) {

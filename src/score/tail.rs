@@ -251,12 +251,89 @@ mod tests {
         assert!((-12.0..-8.0).contains(&ln_p), "{ln_p}");
     }
 
+    #[test]
+    fn p_values_of_an_unchanging_stream_are_uniform() {
+        let normal = Normal::new(5.0, 2.0).expect("a normal distribution");
+        let student = StudentT::new(4.0).expect("a t distribution");
+        let draws: [&dyn Fn(&mut Pcg64Mcg) -> f32; 4] = [
+            &|rng| normal.sample(rng),
+            &|rng| student.sample(rng),
+            &|rng| Exp1.sample(rng),
+            // A statistic with ties: there, p-values may be larger than uniform ones.
+            &|rng| (2.0 * Distribution::<f32>::sample(&Exp1, rng)).round(),
+        ];
+        for (at, draw) in draws.iter().enumerate() {
+            let (mut tail, mut rng) = learned(2000, draw);
+            let mut p_values = Vec::new();
+            // As in use: each value is judged before it is learned.
+            for _ in 0..100_000 {
+                let value = draw(&mut rng);
+                p_values.push(tail.p_value(value));
+                tail.learn(value);
+            }
+            for p in [0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01] {
+                let share = p_values.iter().filter(|found| **found <= p).count() as f64
+                    / p_values.len() as f64;
+                let least = if at == 3 { 0.0 } else { 0.93 };
+                assert!((least * p..1.07 * p).contains(&share), "{at}: {share} at {p}");
+            }
+        }
+    }
+
+    /// Any `f32`, with more of those that are usual or extreme.
+    fn any_value() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            4 => -1e3f32..1e3,
+            2 => prop::num::f32::ANY,
+            1 => prop::sample::select(vec![
+                f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0, -0.0, 1e-45,
+            ]),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn p_values_never_rise_with_the_value_and_stay_in_range(
-            values in prop::collection::vec(-1e3f32..1e3, 1..400),
-            mut probes in prop::collection::vec(-2e3f32..2e3, 2..40),
+        fn the_p_value_of_what_is_not_extreme_is_its_rank(
+            values in prop::collection::vec((-20..20_i32).prop_map(|value| value as f32), 0..64),
+            probe in -25f32..25.0,
         ) {
+            // So few values are fitted anew at each.
+            let mut tail = Tail::default();
+            values.iter().for_each(|value| tail.learn(*value));
+            if tail.excess.is_none_or(|excess| f64::from(probe) <= excess.threshold) {
+                let as_large = tail.values.iter().filter(|value| **value >= probe).count();
+                let rank = (as_large + 1) as f64 / (values.len() + 1) as f64;
+                prop_assert_eq!(tail.p_value(probe), rank);
+            }
+        }
+
+        #[test]
+        fn no_value_breaks_it_and_a_restart_changes_nothing(
+            exponential in any::<bool>(),
+            before in prop::collection::vec(any_value(), 0..200),
+            after in prop::collection::vec(any_value(), 0..200),
+        ) {
+            let new = if exponential { Tail::exponential() } else { Tail::default() };
+            let mut tail = new;
+            before.iter().for_each(|value| tail.learn(*value));
+            let saved = postcard::to_stdvec(&tail).unwrap();
+            let mut restored: Tail = postcard::from_bytes(&saved).unwrap();
+            for value in after {
+                let p = tail.p_value(value);
+                prop_assert!(p > 0.0 && p <= 1.0, "{p} of {value}");
+                prop_assert_eq!(restored.p_value(value), p);
+                tail.learn(value);
+                restored.learn(value);
+            }
+            prop_assert_eq!(restored, tail);
+        }
+
+        #[test]
+        fn p_values_never_rise_with_the_value_and_stay_in_range(
+            values in prop::collection::vec(any_value(), 1..400),
+            mut probes in prop::collection::vec(any_value(), 2..40),
+        ) {
+            probes.retain(|probe| !probe.is_nan());
             let mut tail = Tail::default();
             for value in values {
                 tail.learn(value);
