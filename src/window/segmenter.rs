@@ -664,6 +664,10 @@ mod tests {
         }
     }
 
+    /// The first and last microsecond that a decoded record may lie at.
+    const FIRST_TIME: i64 = -62_167_219_200_000_000;
+    const LAST_TIME: i64 = 253_402_300_799_999_999;
+
     /// Records whose clocks mostly go forward, with stragglers and gaps.
     fn stream() -> impl Strategy<Value = Vec<Record>> {
         let value = prop_oneof![3 => (-99..99_i32).prop_map(|v| v as f32), 1 => Just(f32::NAN)];
@@ -720,6 +724,57 @@ mod tests {
             let (expected, expected_stats) = reference(&shape, &records);
             prop_assert_eq!(plain(&segments, &shape), expected);
             prop_assert_eq!(stats, expected_stats);
+        }
+
+        #[test]
+        fn segments_do_not_depend_on_where_the_stream_is_cut_into_batches(
+            shape in shapes(),
+            records in stream(),
+            sizes in prop::collection::vec(0..9_usize, 80),
+            max_keys in 1..3_usize,
+        ) {
+            let new = || Segmenter::new(Lane::new("plant", 0), shape.clone(), max_keys);
+            let mut whole = new();
+            let mut expected = whole.push(&batch(2, &records)).unwrap();
+            expected.append(&mut whole.advance(i64::MAX));
+
+            let mut in_parts = new();
+            let mut found = Segments::default();
+            let mut rest = records.as_slice();
+            for size in sizes.into_iter().chain([records.len()]) {
+                let (head, tail) = rest.split_at(size.min(rest.len()));
+                found.append(&mut in_parts.push(&batch(2, head)).unwrap());
+                rest = tail;
+            }
+            found.append(&mut in_parts.advance(i64::MAX));
+
+            prop_assert_eq!(&found.meta, &expected.meta);
+            prop_assert_eq!(plain(&found, &shape), plain(&expected, &shape));
+            prop_assert_eq!(in_parts.take_stats(), whole.take_stats());
+        }
+
+        #[test]
+        fn times_from_year_0_to_9999_and_any_settings_break_nothing(
+            times in prop::collection::vec(
+                prop_oneof![FIRST_TIME..LAST_TIME, Just(FIRST_TIME), Just(LAST_TIME), -5..5_i64],
+                0..40,
+            ),
+            length in 1..6_usize,
+            stride in 1..6_usize,
+            // At least a thousandth of the time between the first and the last of these.
+            resample in prop::option::of(LAST_TIME / 1000..i64::MAX),
+            lateness in prop_oneof![0..10_i64, any::<i64>().prop_map(|span| span.max(0))],
+            watermark in any::<i64>(),
+        ) {
+            let max_gap = resample.map(|width| width.saturating_mul(length as i64));
+            let shape = WindowShape { channels: 1, length, stride, resample, max_gap, lateness };
+            let mut segmenter = segmenter(&shape);
+            let mut segments = segmenter.push(&at_times(&times)).unwrap();
+            segments.append(&mut segmenter.advance(watermark));
+            segments.append(&mut segmenter.advance(i64::MAX));
+            for meta in &segments.meta {
+                prop_assert!(meta.window_start <= meta.window_end, "{meta:?}");
+            }
         }
 
         #[test]
