@@ -1,0 +1,197 @@
+//! What holds of the stages together, whatever the records: decode, window, embed and score, learn.
+
+use contrastream::config::{Format, Pipeline};
+use contrastream::decode::Decoder;
+use contrastream::runtime::Core;
+use contrastream::sink::Outputs;
+use contrastream::source::{Lane, Messages};
+use contrastream::window::{Segmenter, Segments, WindowShape};
+use proptest::prelude::*;
+
+/// A small model that trains and may alert early.
+fn pipeline() -> Pipeline {
+    let text = r#"
+        name = "test"
+        source = { kind = "generator" }
+        records = { key = "machine", time = "ts", channels = ["a", "b"] }
+        windows = { length = 16, stride = 4, lateness = "2s" }
+        pairs = { pool = 64 }
+        model = { hidden = 8, embedding = 8, projection = [8], queue = 64 }
+        training = { batch = 16, every = 16 }
+        scores = { warmup = 20, parts = ["surprise", "distance", "level", "change", "residual",
+                                         "texture"] }
+    "#;
+    Pipeline::from_toml(text, "test.toml", &[]).unwrap()
+}
+
+/// The stages of one lane.
+struct Stages {
+    pipeline: Pipeline,
+    decoder: Decoder,
+    segmenter: Segmenter,
+    core: Core,
+}
+
+impl Stages {
+    fn new() -> Self {
+        let pipeline = pipeline();
+        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        Self {
+            decoder: Decoder::new(&pipeline.records, Format::Json, &Default::default()).unwrap(),
+            segmenter: Segmenter::new(Lane::new("plant", 0), shape, 8),
+            core: Core::new(&pipeline),
+            pipeline,
+        }
+    }
+
+    fn push(&mut self, records: &[Record]) -> Outputs {
+        let mut messages = Messages::default();
+        for record in records {
+            messages.push(record.offset, None, record.json().as_bytes(), Vec::new());
+        }
+        let decoded = self.decoder.decode(self.segmenter.lane(), &messages);
+        assert_eq!(decoded.dead_letters, []);
+        let segments = self.segmenter.push(&decoded.records).unwrap();
+        self.process(&segments)
+    }
+
+    fn finish(&mut self) -> Outputs {
+        let segments = self.segmenter.advance(i64::MAX);
+        self.process(&segments)
+    }
+
+    fn process(&mut self, segments: &Segments) -> Outputs {
+        let mut all = Outputs::default();
+        let deliver = |outputs: Outputs| {
+            all.segments.extend(outputs.segments);
+            all.embeddings.extend(outputs.embeddings);
+            all.scores.extend(outputs.scores);
+            all.model_version = outputs.model_version;
+        };
+        self.core.process(segments, || true, deliver);
+        all
+    }
+
+    /// What a process does that takes the lane over from a checkpoint.
+    fn restart(&mut self) {
+        let windows = postcard::to_stdvec(&self.segmenter).unwrap();
+        let core = self.core.save().unwrap();
+        self.segmenter = postcard::from_bytes(&windows).unwrap();
+        self.core = Core::load(&core, &self.pipeline).unwrap();
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    machine: u8,
+    second: i64,
+    offset: i64,
+    channels: [Option<f32>; 2],
+}
+
+impl Record {
+    fn json(&self) -> String {
+        let [a, b] = self.channels.map(|value| match value {
+            Some(value) => value.to_string(),
+            None => "null".to_owned(),
+        });
+        let Self { machine, second, .. } = self;
+        format!(r#"{{"machine":"m{machine}","ts":{second},"a":{a},"b":{b}}}"#)
+    }
+}
+
+/// Records of two machines, a second apart, now and then out of order or after a gap.
+fn stream(
+    value: impl Strategy<Value = Option<f32>> + Clone,
+    count: usize,
+) -> impl Strategy<Value = Vec<Record>> {
+    let step = prop_oneof![20 => Just(1), 1 => Just(-1), 1 => Just(60)];
+    prop::collection::vec((0..2_u8, step, [value.clone(), value]), count).prop_map(|steps| {
+        let mut second = 1_700_000_000;
+        (0..)
+            .zip(steps)
+            .map(|(offset, (machine, step, channels))| {
+                second += step;
+                Record { machine, second, offset, channels }
+            })
+            .collect()
+    })
+}
+
+fn usual_value() -> impl Strategy<Value = Option<f32>> + Clone {
+    prop_oneof![20 => (-9f32..9.0).prop_map(Some), 1 => Just(None), 1 => Just(Some(1e4))]
+}
+
+/// Values as sensors send them that are broken, or mean something else by them.
+fn extreme_value() -> impl Strategy<Value = Option<f32>> + Clone {
+    let extremes = [0.0, -0.0, 1.0, f32::MAX, f32::MIN, 1e19, -1e30, f32::MIN_POSITIVE, 1e-45];
+    prop_oneof![
+        8 => Just(Some(0.0)),
+        4 => (-9f32..9.0).prop_map(Some),
+        2 => prop::sample::select(extremes.to_vec()).prop_map(Some),
+        1 => any::<f32>().prop_map(Some),
+        1 => Just(None),
+    ]
+}
+
+fn check(outputs: &Outputs, dimension: usize) -> Result<(), TestCaseError> {
+    prop_assert_eq!(outputs.embeddings.len(), outputs.segments.len() * dimension);
+    prop_assert_eq!(outputs.scores.len(), outputs.segments.len());
+    for embedding in outputs.embeddings.chunks(dimension) {
+        let length = embedding.iter().map(|value| value * value).sum::<f32>().sqrt();
+        prop_assert!((length - 1.0).abs() < 1e-3, "{embedding:?}");
+    }
+    for score in &outputs.scores {
+        prop_assert!((0.0..=1.0).contains(&score.score), "{score:?}");
+        prop_assert!(score.p_value > 0.0 && score.p_value <= 1.0, "{score:?}");
+        let parts = [score.surprise, score.distance, score.residual];
+        prop_assert!(parts.iter().all(|value| value.is_finite()), "{score:?}");
+        if score.alert {
+            let total: f32 = score.causes.iter().map(|(_, share)| share).sum();
+            prop_assert!((total - 1.0).abs() < 1e-3, "{score:?}");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    // A case is a few hundred records and a model that is trained on them.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_value_of_a_channel_breaks_the_stages(
+        extreme in stream(extreme_value(), 400),
+        usual in stream(usual_value(), 400),
+    ) {
+        let mut stages = Stages::new();
+        for records in extreme.chunks(50).chain(usual.chunks(50)) {
+            let outputs = stages.push(records);
+            check(&outputs, 8)?;
+        }
+        check(&stages.finish(), 8)?;
+    }
+
+    #[test]
+    fn a_restart_between_any_two_batches_changes_no_result(
+        records in stream(usual_value(), 600),
+        cuts in prop::collection::vec((1..120_usize, any::<bool>()), 12),
+    ) {
+        let mut through = Stages::new();
+        let mut restarted = Stages::new();
+        let mut rest = records.as_slice();
+        for (size, restart) in cuts {
+            let (batch, behind) = rest.split_at(size.min(rest.len()));
+            let expected = through.push(batch);
+            let found = restarted.push(batch);
+            prop_assert_eq!(found.segments, expected.segments);
+            prop_assert_eq!(found.embeddings, expected.embeddings);
+            prop_assert_eq!(found.scores, expected.scores);
+            prop_assert_eq!(found.model_version, expected.model_version);
+            if restart {
+                restarted.restart();
+            }
+            rest = behind;
+        }
+        prop_assert_eq!(restarted.core.save().unwrap(), through.core.save().unwrap());
+    }
+}
