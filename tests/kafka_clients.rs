@@ -521,7 +521,7 @@ fn a_pause_does_not_outlive_the_lanes_it_was_for() {
         assert!(matches!(source.poll(Duration::from_millis(5)).unwrap(), Event::Idle));
     }
     thread::sleep(Duration::from_millis(2500));
-    until(&mut source, |event| matches!(event, Event::Revoked(_)).then_some(()));
+    until(&mut source, |event| matches!(event, Event::Lost(_)).then_some(()));
     source.release().unwrap();
     source.pause(false).unwrap();
 

@@ -27,8 +27,10 @@ use crate::kafka::{
 
 /// Bytes of one lane that are handed on together; a larger message goes alone.
 const BATCH_BYTES: usize = 4 << 20;
-/// Bytes of all lanes that may wait for others of their batch.
-const WAITING_BYTES: usize = 4 * BATCH_BYTES;
+/// Bytes of all lanes that may wait for others of their batch, or for their turn.
+const WAITING_BYTES: usize = 12 * BATCH_BYTES;
+/// Longest wait for a lane that neither has messages nor is known to have none.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for a commit to be answered.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for the committed positions of lanes that were assigned.
@@ -63,7 +65,7 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// first; the group waits for that as long as `max.poll.interval.ms` (5 minutes). Assignments are
 /// cooperative: lanes that stay are not interrupted.
 ///
-/// At most 16 MiB of messages wait here for others of their batch, next to what librdkafka fetches
+/// At most 48 MiB of messages wait here for others of their batch, next to what librdkafka fetches
 /// ahead (`queued.max.messages.kbytes`). The group is left when the source and all its committers
 /// are dropped.
 pub struct KafkaSource {
@@ -183,6 +185,7 @@ impl KafkaSource {
                 self.waiting.push(&message);
                 thread::sleep(deadline.saturating_duration_since(Instant::now()));
             }
+            Some(Err(KafkaError::PartitionEOF(partition))) => self.reach_end(partition),
             Some(Err(error)) => self.ride_out(&error)?,
             None => {}
         }
@@ -209,15 +212,71 @@ impl KafkaSource {
             self.consumer.pause(&committed)?;
         }
         self.waiting.join(assignments.iter().map(|assignment| assignment.lane.clone()));
+        for (lane, end) in self.ends(&committed) {
+            let begins = committed.find_partition(&lane.topic, lane.partition);
+            let is_read = match begins.map(|begins| begins.offset()) {
+                Some(Offset::Offset(begins)) => begins >= end,
+                Some(Offset::End) => true,
+                _ => false,
+            };
+            self.waiting.expect(&lane, end, is_read);
+        }
         Ok(assignments)
+    }
+
+    /// Where lanes end now: what is before that is backlog. Without an answer, the client tells
+    /// when it comes to an end.
+    fn ends(&self, partitions: &TopicPartitionList) -> Vec<(Lane, i64)> {
+        let mut newest = TopicPartitionList::new();
+        for partition in partitions.elements() {
+            newest.add_partition(partition.topic(), partition.partition());
+        }
+        let asked = newest.set_all_offsets(Offset::End).and_then(|()| {
+            // The time of an end stands for itself.
+            self.consumer.offsets_for_times(newest, COMMITTED_TIMEOUT)
+        });
+        let answer = asked.unwrap_or_else(|error| {
+            tracing::debug!(%error, "ends of lanes are not known");
+            TopicPartitionList::new()
+        });
+        let known =
+            answer.elements().into_iter().filter_map(|partition| match partition.offset() {
+                Offset::Offset(end) => {
+                    Some((Lane::new(partition.topic(), partition.partition()), end))
+                }
+                _ => None,
+            });
+        known.collect()
+    }
+
+    /// Takes note that a lane was read to its end, of which the client only tells the partition.
+    fn reach_end(&mut self, partition: i32) {
+        for topic in &self.topics {
+            if self.topics.len() == 1 || self.is_at_end(topic, partition) {
+                self.waiting.reach_end(topic, partition);
+            }
+        }
+    }
+
+    /// Whether nothing is left to read of a lane. Not so, while a transaction is open in it.
+    fn is_at_end(&self, topic: &str, partition: i32) -> bool {
+        let position = self.consumer.position().ok().and_then(|positions| {
+            match positions.find_partition(topic, partition)?.offset() {
+                Offset::Offset(next) => Some(next),
+                _ => None,
+            }
+        });
+        let newest = self.consumer.fetch_watermarks(topic, partition, CONFIRM_TIMEOUT);
+        match (position, newest) {
+            (Some(next), Ok((_, end))) => next >= end,
+            (None, Ok((oldest, end))) => oldest == end,
+            (_, Err(_)) => false,
+        }
     }
 
     /// Returns an error only if the consumer cannot go on after it.
     fn ride_out(&self, error: &KafkaError) -> Result<(), SourceError> {
         let report = self.consumer.context().reports.take();
-        if let KafkaError::PartitionEOF(_) = error {
-            return Ok(());
-        }
         let Some(code) = error_code(error) else { return Err(lasting(error)) };
         let reason = match report {
             Some((reported, reason)) if reported == code => reason,
@@ -276,6 +335,7 @@ impl Source for KafkaSource {
             let until = self.waiting.due().map_or(deadline, |due| due.min(deadline));
             match self.consumer.poll(whole_millis(until.saturating_duration_since(now))) {
                 Some(Ok(message)) => self.waiting.push(&message),
+                Some(Err(KafkaError::PartitionEOF(partition))) => self.reach_end(partition),
                 Some(Err(error)) => self.ride_out(&error)?,
                 None if now >= deadline => return Ok(Event::Idle),
                 None => {}
@@ -498,7 +558,8 @@ fn consumer(
     let largest_response = (2 * LARGEST_MESSAGE).to_string();
     let mut defaults = DEFAULTS.to_vec();
     defaults.push(("receive.message.max.bytes", &largest_response));
-    let fixed = [("group.id", group), ("enable.auto.commit", "false")];
+    let fixed =
+        [("group.id", group), ("enable.auto.commit", "false"), ("enable.partition.eof", "true")];
     let settings = kafka::settings(&config.brokers, &defaults, &config.properties, &fixed)
         .map_err(|reason| SourceError::Property { reason })?;
     BaseConsumer::from_config_and_context(&settings, Member::default())
@@ -554,8 +615,12 @@ fn whole_millis(duration: Duration) -> Duration {
 
 /// Messages that wait for others of their batch, by lane.
 ///
-/// A batch is due when its lane has `batch_messages` or [`BATCH_BYTES`]; all are due `linger` after
-/// the first message came, or when they take [`WAITING_BYTES`].
+/// A batch is a block of a lane's offsets: those from one multiple of `batch_messages` up to the
+/// next, or fewer where they take [`BATCH_BYTES`]. While there is a backlog, lanes take turns by the
+/// times of their messages, and no block is handed on before it is known that no lane has an
+/// earlier one: the order is that of the log, whenever and in however many goes it is read, and no
+/// lane runs ahead of the others in event time. A lane is live once it was read to where it ended
+/// when it was taken over: what comes then waits for others no longer than `linger`.
 struct Waiting {
     batch_messages: usize,
     linger: Duration,
@@ -565,30 +630,54 @@ struct Waiting {
     latest: usize,
     /// Bytes in all queues.
     bytes: usize,
-    /// When the first message since the queues were empty came.
+    /// When the first message of a live lane came that is not ready yet.
     since: Option<Instant>,
-    due: VecDeque<SourceBatch>,
+    /// When it was first found that a block waits for a lane that says nothing.
+    held_back: Option<Instant>,
 }
 
 struct LaneQueue {
     lane: Lane,
+    /// The block that is being filled.
+    open: Block,
+    /// Blocks that are complete, or as complete as they are to be.
+    ready: VecDeque<Block>,
+    /// Where its backlog ends.
+    end: Option<i64>,
+    /// Whether that was reached, or the lane is not waited for any more.
+    live: bool,
+}
+
+/// Messages of one lane, and what orders them among those of other lanes.
+#[derive(Default)]
+struct Block {
     messages: Messages,
+    /// Timestamp of the first message, milliseconds since the epoch, and the block's number.
+    order: (i64, i64),
     next_offset: i64,
     appended_ms: Option<i64>,
 }
 
 impl LaneQueue {
     fn new(lane: Lane) -> Self {
-        Self { lane, messages: Messages::default(), next_offset: 0, appended_ms: None }
+        Self { lane, open: Block::default(), ready: VecDeque::new(), end: None, live: false }
     }
 
-    fn take(&mut self) -> SourceBatch {
-        SourceBatch {
-            lane: self.lane.clone(),
-            next_offset: self.next_offset,
-            appended_ms: self.appended_ms.take(),
-            payload: Payload::Messages(std::mem::take(&mut self.messages)),
+    fn close(&mut self) {
+        if !self.open.messages.is_empty() {
+            self.ready.push_back(std::mem::take(&mut self.open));
         }
+    }
+
+    /// Order of the lane's first block, if it has any message.
+    fn first(&self) -> Option<(i64, i64)> {
+        let open = Some(&self.open).filter(|open| !open.messages.is_empty());
+        self.ready.front().or(open).map(|block| block.order)
+    }
+
+    fn byte_len(&self) -> usize {
+        let ready: usize = self.ready.iter().map(|block| block.messages.byte_len()).sum();
+        ready + self.open.messages.byte_len()
     }
 }
 
@@ -601,7 +690,7 @@ impl Waiting {
             latest: 0,
             bytes: 0,
             since: None,
-            due: VecDeque::new(),
+            held_back: None,
         }
     }
 
@@ -616,11 +705,7 @@ impl Waiting {
 
     /// Bytes of all messages that were not handed out.
     fn held(&self) -> usize {
-        let due = self.due.iter().map(|batch| match &batch.payload {
-            Payload::Messages(messages) => messages.byte_len(),
-            Payload::Decoded(_) => 0,
-        });
-        self.bytes + due.sum::<usize>()
+        self.bytes
     }
 
     fn join(&mut self, lanes: impl Iterator<Item = Lane>) {
@@ -636,11 +721,11 @@ impl Waiting {
         self.queues.retain(|queue| {
             let stays = !lanes.contains(&queue.lane);
             if !stays {
-                self.bytes -= queue.messages.byte_len();
+                self.bytes -= queue.byte_len();
             }
             stays
         });
-        self.due.retain(|batch| !lanes.contains(&batch.lane));
+        self.latest = 0;
     }
 
     /// Adds a message; one of a lane not owned is none of ours.
@@ -653,36 +738,92 @@ impl Waiting {
             self.latest = found;
         }
         let queue = &mut self.queues[self.latest];
-        let before = queue.messages.byte_len();
+        let block_length = self.batch_messages as i64;
+        let number = message.offset().div_euclid(block_length);
+        if queue.open.order.1 != number {
+            queue.close();
+        }
+        let time = message.timestamp().to_millis();
+        let open = &mut queue.open;
+        if open.messages.is_empty() {
+            open.order = (time.unwrap_or(0), number);
+        }
+        let before = open.messages.byte_len();
         let payload = message.payload().unwrap_or_default();
-        queue.messages.push(message.offset(), message.key(), payload, headers(message));
-        queue.next_offset = message.offset() + 1;
-        queue.appended_ms = message.timestamp().to_millis();
-        self.bytes += queue.messages.byte_len() - before;
-        self.since.get_or_insert_with(Instant::now);
+        open.messages.push(message.offset(), message.key(), payload, headers(message));
+        open.next_offset = message.offset() + 1;
+        open.appended_ms = time;
+        self.bytes += open.messages.byte_len() - before;
 
-        if queue.messages.len() >= self.batch_messages || queue.messages.byte_len() >= BATCH_BYTES {
-            self.bytes -= queue.messages.byte_len();
-            self.due.push_back(queue.take());
+        let is_last = open.next_offset.rem_euclid(block_length) == 0;
+        let ends_backlog = !queue.live && queue.end == Some(open.next_offset);
+        queue.live |= ends_backlog;
+        if is_last || ends_backlog || open.messages.byte_len() >= BATCH_BYTES {
+            queue.close();
+        } else if queue.live {
+            self.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// When the next batch is due; `None` while no message waits, or where the linger has no end.
+    /// Takes note where the backlog of a lane ends, and whether it is all read.
+    fn expect(&mut self, lane: &Lane, end: i64, is_read: bool) {
+        if let Ok(at) = self.find(&lane.topic, lane.partition) {
+            self.queues[at].end = Some(end);
+            self.queues[at].live = is_read;
+        }
+    }
+
+    /// Takes note that a lane was read to its end.
+    fn reach_end(&mut self, topic: &str, partition: i32) {
+        if let Ok(at) = self.find(topic, partition) {
+            self.queues[at].live = true;
+            self.queues[at].close();
+        }
+    }
+
+    /// When to look for a batch again, should no message come; `None` where only a message helps.
     fn due(&self) -> Option<Instant> {
-        self.since?.checked_add(self.linger)
+        let lingered = self.since.and_then(|since| since.checked_add(self.linger));
+        let patient = self.held_back.and_then(|since| since.checked_add(PATIENCE));
+        lingered.into_iter().chain(patient).min()
     }
 
     /// The next batch that is due at `now`.
     fn take_due(&mut self, now: Instant) -> Option<SourceBatch> {
-        if self.due.is_empty()
-            && (self.bytes >= WAITING_BYTES || self.due().is_some_and(|due| now >= due))
-        {
-            let filled = self.queues.iter_mut().filter(|queue| !queue.messages.is_empty());
-            self.due.extend(filled.map(LaneQueue::take));
-            self.bytes = 0;
+        let passed = |since: Option<Instant>, wait| {
+            since.and_then(|since| since.checked_add(wait)).is_some_and(|due| now >= due)
+        };
+        if passed(self.since, self.linger) {
             self.since = None;
+            self.queues.iter_mut().filter(|queue| queue.live).for_each(LaneQueue::close);
         }
-        self.due.pop_front()
+        // What a lane keeps back must not keep memory, nor the other lanes for ever.
+        let full = self.bytes >= WAITING_BYTES;
+        let impatient = passed(self.held_back, PATIENCE);
+        if impatient || full && self.queues.iter().all(|queue| queue.ready.is_empty()) {
+            self.queues.iter_mut().for_each(LaneQueue::close);
+        }
+        if impatient {
+            self.held_back = None;
+            let silent = self.queues.iter_mut().filter(|queue| queue.ready.is_empty());
+            silent.for_each(|queue| queue.live = true);
+        }
+        let first = |queue: &LaneQueue| queue.ready.front().map(|block| block.order);
+        let filled = self.queues.iter().enumerate().filter_map(|(at, q)| Some((first(q)?, at)));
+        let (order, at) = filled.min()?;
+        let comes_later = |(other, queue): (usize, &LaneQueue)| {
+            queue.live || queue.first().is_some_and(|first| (first, other) >= (order, at))
+        };
+        if !full && !self.queues.iter().enumerate().all(comes_later) {
+            self.held_back.get_or_insert(now);
+            return None;
+        }
+        self.held_back = None;
+        let queue = &mut self.queues[at];
+        let Block { messages, next_offset, appended_ms, .. } = queue.ready.pop_front()?;
+        self.bytes -= messages.byte_len();
+        let payload = Payload::Messages(messages);
+        Some(SourceBatch { lane: queue.lane.clone(), next_offset, appended_ms, payload })
     }
 
     fn find(&self, topic: &str, partition: i32) -> Result<usize, usize> {
@@ -740,42 +881,128 @@ mod tests {
         messages.iter().map(|message| message.offset).collect()
     }
 
+    /// All batches that are due at `now`: lane and offsets.
+    fn due(waiting: &mut Waiting, now: Instant) -> Vec<(i32, Vec<i64>)> {
+        let batches = std::iter::from_fn(|| waiting.take_due(now));
+        batches.map(|batch| (batch.lane.partition, offsets(&batch))).collect()
+    }
+
+    /// Lanes that were read to their ends.
+    fn live(batch_messages: usize, linger: Duration, partitions: &[i32]) -> Waiting {
+        let mut waiting = waiting(batch_messages, linger, partitions);
+        partitions.iter().for_each(|partition| waiting.reach_end("t", *partition));
+        waiting
+    }
+
     #[test]
     fn a_full_batch_is_due_at_once_and_others_after_the_linger() {
-        let mut waiting = waiting(2, HOUR, &[0, 1]);
-        for (partition, offset) in [(0, 5), (1, 9), (0, 6)] {
+        let mut waiting = live(2, HOUR, &[0, 1]);
+        for (partition, offset) in [(0, 6), (1, 10), (0, 7)] {
             waiting.push(&message(partition, offset, Some(b"x")));
         }
 
         let now = Instant::now();
         let full = waiting.take_due(now).unwrap();
-        assert_eq!((full.lane.partition, offsets(&full)), (0, vec![5, 6]));
-        assert_eq!((full.next_offset, full.appended_ms), (7, Some(1006)));
+        assert_eq!((full.lane.partition, offsets(&full)), (0, vec![6, 7]));
+        assert_eq!((full.next_offset, full.appended_ms), (8, Some(1007)));
         assert!(waiting.take_due(now).is_none());
 
         let rest = waiting.take_due(now + HOUR).unwrap();
-        assert_eq!((rest.lane.partition, offsets(&rest)), (1, vec![9]));
+        assert_eq!((rest.lane.partition, offsets(&rest)), (1, vec![10]));
         assert!(waiting.due().is_none());
     }
 
     #[test]
     fn one_linger_serves_every_lane_with_a_batch_of_its_own() {
-        let mut waiting = waiting(100, Duration::ZERO, &[2, 0, 1]);
+        let mut waiting = live(100, Duration::ZERO, &[2, 0, 1]);
         for (partition, offset) in [(2, 1), (0, 1), (2, 2), (1, 1)] {
             waiting.push(&message(partition, offset, Some(b"x")));
         }
-
-        let now = Instant::now();
-        let batches: Vec<_> = std::iter::from_fn(|| waiting.take_due(now)).collect();
-
-        let found: Vec<_> = batches.iter().map(|b| (b.lane.partition, offsets(b))).collect();
+        let found = due(&mut waiting, Instant::now());
         assert_eq!(found, [(0, vec![1]), (1, vec![1]), (2, vec![1, 2])]);
+    }
+
+    #[test]
+    fn a_backlog_comes_in_the_order_of_its_times_however_it_arrives() {
+        // Lane 1 is twice as fast: its offsets 4 and 5 have the times of lane 0's 2 and 3.
+        let at = |partition: i32, offset: i64| {
+            let time = if partition == 0 { 2 * offset } else { offset };
+            message(partition, offset, Some(b"x")).set_timestamp(Timestamp::CreateTime(time))
+        };
+        let expected = [
+            (0, vec![0, 1]),
+            (1, vec![0, 1]),
+            (1, vec![2, 3]),
+            (0, vec![2, 3]),
+            (1, vec![4, 5]),
+            (1, vec![6]),
+            (0, vec![4]),
+        ];
+        let (first, second) = ((0..5).map(|offset| (0, offset)), (0..7).map(|offset| (1, offset)));
+        let one_by_one: Vec<_> = first.clone().chain(second.clone()).collect();
+        let other_first: Vec<_> = second.chain(first).collect();
+        for arrivals in [one_by_one, other_first] {
+            let mut waiting = waiting(2, Duration::ZERO, &[0, 1]);
+            let mut found = Vec::new();
+            let now = Instant::now();
+            for (index, (partition, offset)) in arrivals.iter().enumerate() {
+                waiting.push(&at(*partition, *offset));
+                found.extend(due(&mut waiting, now));
+                if arrivals.get(index + 1).is_none_or(|(next, _)| next != partition) {
+                    waiting.reach_end("t", *partition);
+                    found.extend(due(&mut waiting, now));
+                }
+            }
+            assert_eq!(found, expected);
+            assert_eq!((waiting.bytes, waiting.held_back), (0, None));
+        }
+    }
+
+    #[test]
+    fn a_reading_that_begins_at_a_block_goes_on_in_the_same_order() {
+        let all = |from: [i64; 2]| {
+            let mut waiting = waiting(3, Duration::ZERO, &[0, 1]);
+            for partition in [1, 0] {
+                for offset in from[partition as usize]..10 {
+                    waiting.push(&message(partition, offset, Some(b"x")));
+                }
+                waiting.reach_end("t", partition);
+            }
+            due(&mut waiting, Instant::now())
+        };
+        let at_once = all([0, 0]);
+        assert_eq!(at_once.len(), 8);
+        // After the first three blocks: two of lane 0 and one of lane 1.
+        assert_eq!(all([6, 3]), at_once[3..]);
+    }
+
+    #[test]
+    fn a_backlog_ends_where_the_lane_ended_when_it_was_taken_over() {
+        let mut waiting = waiting(100, Duration::ZERO, &[0, 1]);
+        waiting.expect(&Lane::new("t", 0), 2, false);
+        waiting.expect(&Lane::new("t", 1), 7, true);
+        let now = Instant::now();
+        for offset in 0..4 {
+            waiting.push(&message(0, offset, Some(b"x")));
+        }
+        assert_eq!(due(&mut waiting, now), [(0, vec![0, 1])]);
+        assert_eq!(due(&mut waiting, now + HOUR), [(0, vec![2, 3])]);
+    }
+
+    #[test]
+    fn a_lane_that_says_nothing_holds_the_others_back_for_a_while_only() {
+        let mut waiting = waiting(2, Duration::ZERO, &[0, 1]);
+        (0..4).for_each(|offset| waiting.push(&message(0, offset, Some(b"x"))));
+        let now = Instant::now();
+        assert!(waiting.take_due(now).is_none());
+        assert_eq!(waiting.due(), Some(now + PATIENCE));
+        assert_eq!(due(&mut waiting, now + PATIENCE), [(0, vec![0, 1]), (0, vec![2, 3])]);
     }
 
     #[test]
     fn bytes_bound_a_batch_and_all_that_waits() {
         let quarter = vec![0; BATCH_BYTES / 4];
-        let mut one = waiting(100, HOUR, &[0]);
+        let mut one = live(100, HOUR, &[0]);
         for offset in 0..4 {
             assert!(one.take_due(Instant::now()).is_none());
             one.push(&message(0, offset, Some(&quarter)));
@@ -783,19 +1010,19 @@ mod tests {
         assert_eq!(offsets(&one.take_due(Instant::now()).unwrap()), [0, 1, 2, 3]);
         assert_eq!(one.bytes, 0);
 
-        let partitions: Vec<i32> = (0..16).collect();
+        let partitions: Vec<i32> = (0..WAITING_BYTES.div_ceil(quarter.len()) as i32).collect();
         let mut many = waiting(100, HOUR, &partitions);
-        for partition in partitions {
+        for partition in &partitions {
             assert!(many.take_due(Instant::now()).is_none());
-            many.push(&message(partition, 0, Some(&quarter)));
+            many.push(&message(*partition, 0, Some(&quarter)));
         }
-        let due = std::iter::from_fn(|| many.take_due(Instant::now())).count();
-        assert_eq!(due, 16);
+        assert_eq!(due(&mut many, Instant::now()), [(0, vec![0])]);
+        assert!(many.bytes < WAITING_BYTES);
     }
 
     #[test]
     fn nothing_of_a_lane_that_was_taken_away_comes_out() {
-        let mut waiting = waiting(2, HOUR, &[0, 1]);
+        let mut waiting = live(2, HOUR, &[0, 1]);
         for offset in 0..3 {
             waiting.push(&message(0, offset, Some(b"x")));
             waiting.push(&message(1, offset, Some(b"x")));
@@ -804,10 +1031,8 @@ mod tests {
         waiting.leave(&[Lane::new("t", 0)]);
         waiting.push(&message(0, 3, Some(b"x")));
 
-        let now = Instant::now() + HOUR;
-        let batches: Vec<_> = std::iter::from_fn(|| waiting.take_due(now)).collect();
-        assert!(batches.iter().all(|batch| batch.lane.partition == 1));
-        assert_eq!(batches.iter().flat_map(offsets).collect::<Vec<_>>(), [0, 1, 2]);
+        let found = due(&mut waiting, Instant::now() + HOUR);
+        assert_eq!(found, [(1, vec![0, 1]), (1, vec![2])]);
         assert_eq!(waiting.bytes, 0);
     }
 
