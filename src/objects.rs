@@ -8,6 +8,7 @@
 mod bucket;
 mod folder;
 
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 
 use self::bucket::Bucket;
 use self::folder::Folder;
+pub(crate) use self::folder::{make_folder, sync_folder};
 use crate::config::Location;
 use crate::faults::step;
 
@@ -278,7 +280,8 @@ impl Objects {
 }
 
 impl ObjectError {
-    fn of_io(location: String, name: &str, error: &std::io::Error) -> Self {
+    /// The failure of an operation of the file system.
+    pub(crate) fn of_io(location: String, name: &str, error: &io::Error) -> Self {
         use std::io::ErrorKind;
         let kind = match error.kind() {
             ErrorKind::NotFound => ObjectErrorKind::NotFound,
@@ -289,9 +292,10 @@ impl ObjectError {
             ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::AlreadyExists => {
                 ObjectErrorKind::NoPlace
             }
-            ErrorKind::InvalidInput | ErrorKind::InvalidFilename | ErrorKind::UnexpectedEof => {
-                ObjectErrorKind::Invalid
-            }
+            ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::Unsupported
+            | ErrorKind::UnexpectedEof => ObjectErrorKind::Invalid,
             _ => ObjectErrorKind::Passing,
         };
         Self { location, name: name.to_owned(), reason: error.to_string(), kind }

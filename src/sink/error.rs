@@ -1,5 +1,7 @@
 //! Why a result could not be delivered.
 
+use crate::objects::ObjectError;
+
 /// An output that failed, with what a person needs to act on it.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
@@ -30,6 +32,9 @@ pub enum SinkError {
     /// A file that cannot be written.
     #[error("{path}: {reason}")]
     File { path: std::path::PathBuf, reason: String },
+    /// The folder or bucket of results failed.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
 }
 
 impl SinkError {
@@ -37,6 +42,7 @@ impl SinkError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
+            Self::Object(error) => error.is_retryable(),
             Self::Delivery { retryable, .. } | Self::Transaction { retryable, .. } => *retryable,
             Self::MissingTopic { .. }
             | Self::Fenced { .. }

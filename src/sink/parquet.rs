@@ -6,7 +6,7 @@ mod staging;
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -39,10 +39,10 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Writes embeddings and scores as Parquet, one row per segment, and dead letters as JSON lines
 /// under `_dead_letters`.
 ///
-/// Rows become visible at [`ParquetSink::flush`] and not before: until then they are in memory or
-/// in files under `_staging`, where no reader of `*.parquet` looks and which readers that follow
-/// Hive's conventions pass over. After an error the sink takes and flushes nothing more; dropping
-/// it deletes what was not flushed.
+/// Rows become visible when their epoch is published and not before: until then they are in memory
+/// or in files under `_staging`, where no reader of `*.parquet` looks and which readers that follow
+/// Hive's conventions pass over. After an error the sink takes and publishes nothing more. What is
+/// staged outlives it, for its epoch may be committed: the next sink publishes or discards it.
 ///
 /// The columns are the same however the files are partitioned: `key` is in the file and in the
 /// folder's name. Readers that guess types from folders' names see numbers in keys that are all
@@ -81,24 +81,19 @@ struct OpenFile {
 }
 
 impl ParquetSink {
-    /// A sink of segments with embeddings of length `embedding`. Makes the folder, and deletes
-    /// what sinks of dead processes left unfinished in it.
+    /// A sink of segments with embeddings of length `embedding`. Makes the folder if need be.
     ///
     /// # Errors
-    /// If the folder cannot be made or written to.
+    /// If the folder cannot be made or written to, or the bucket cannot be reached.
     pub fn open(
         config: &config::ParquetSink,
         pipeline: &config::Pipeline,
         embedding: usize,
     ) -> Result<Self, SinkError> {
-        let Some(root) = config.path.folder() else {
-            let path = config.path.to_string();
-            return Err(failed(path.as_ref(), io::Error::from(io::ErrorKind::Unsupported)));
-        };
-        let staging = Staging::open(root)?;
+        let staging = Staging::open(&config.path)?;
         let chunk_bytes = CHUNK_BYTES.min(config.roll.0);
         let chunk_rows = chunk_bytes / rows::plain_row_bytes(embedding);
-        let schema = rows::schema(embedding).map_err(|reason| failed(root, reason))?;
+        let schema = rows::schema(embedding).map_err(|reason| failed(staging.root(), reason))?;
         Ok(Self {
             pipeline: pipeline.name.as_str().into(),
             channels: pipeline.records.channels.clone(),
@@ -117,12 +112,12 @@ impl ParquetSink {
         })
     }
 
-    fn unless_failed(
+    fn unless_failed<T>(
         &mut self,
-        operation: impl FnOnce(&mut Self) -> Result<(), SinkError>,
-    ) -> Result<(), SinkError> {
+        operation: impl FnOnce(&mut Self) -> Result<T, SinkError>,
+    ) -> Result<T, SinkError> {
         if self.failed {
-            let reason = "an earlier error lost rows that were not flushed";
+            let reason = "an earlier error lost rows that were not published";
             return Err(failed(self.staging.root(), reason));
         }
         let result = operation(self);
@@ -179,17 +174,12 @@ impl ParquetSink {
     }
 
     /// Folder of a partition below the root, in the order of `partition_by`.
-    fn folder(&self, partition: &Partition) -> PathBuf {
-        let mut folder = PathBuf::new();
-        for column in &self.partition_by {
-            match column {
-                PartitionColumn::Date => folder.push(date_folder(partition.day.unwrap_or(0))),
-                PartitionColumn::Key => {
-                    folder.push(key_folder(partition.key.as_deref().unwrap_or("")));
-                }
-            }
-        }
-        folder
+    fn folder(&self, partition: &Partition) -> String {
+        let folders = self.partition_by.iter().map(|column| match column {
+            PartitionColumn::Date => date_folder(partition.day.unwrap_or(0)),
+            PartitionColumn::Key => key_folder(partition.key.as_deref().unwrap_or("")),
+        });
+        folders.collect::<Vec<_>>().join("/")
     }
 
     fn begin(&mut self, partition: &Partition) -> Result<OpenFile, SinkError> {
@@ -243,7 +233,7 @@ impl Sink for ParquetSink {
         self.unless_failed(|sink| sink.dead_letters.write(letter, &mut sink.staging))
     }
 
-    /// Finishes every file and syncs it, under its staging name.
+    /// Finishes every file and makes it durable under its staged name.
     ///
     /// # Errors
     /// If any of that fails, or an earlier call did; what was published before stays.
@@ -252,17 +242,25 @@ impl Sink for ParquetSink {
             for (_, file) in sink.files.drain() {
                 sink.staging.keep(file.finish()?);
             }
-            sink.dead_letters.finish(&mut sink.staging)
-        })?;
-        Ok(Vec::new())
+            sink.dead_letters.finish(&mut sink.staging)?;
+            sink.staging.prepare()
+        })
     }
 
-    /// Renames the files to their final names and syncs the folders.
+    /// Gives the files their final names.
     ///
     /// # Errors
     /// If any of that fails, or an earlier call did.
     fn publish(&mut self) -> Result<(), SinkError> {
         self.unless_failed(|sink| sink.staging.publish())
+    }
+
+    fn recover(&mut self, committed: &[StagedFile]) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.staging.recover(committed))
+    }
+
+    fn discard(&mut self) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.staging.discard())
     }
 }
 
@@ -527,12 +525,90 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_dropped_before_a_flush_leaves_no_trace() {
+    fn what_was_never_committed_is_discarded_by_the_next_sink_and_leaves_no_trace() {
         let folder = TempDir::new().unwrap();
         let mut sink = ParquetSink::open(&config(&folder, &[]), &pipeline(), 2).unwrap();
         sink.write(&output("press-4", 0, 0)).unwrap();
+        assert_eq!(sink.prepare().unwrap().len(), 1);
+        sink.write(&output("press-4", 1, 0)).unwrap();
         drop(sink);
+        assert_eq!(files(folder.path()).len(), 3, "two files and a lock");
+
+        let mut next = ParquetSink::open(&config(&folder, &[]), &pipeline(), 2).unwrap();
+        next.recover(&[]).unwrap();
+        next.discard().unwrap();
+        drop(next);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_committed_epoch_had_staged_is_published_by_the_next_sink_once() {
+        let folder = TempDir::new().unwrap();
+        let config = config(&folder, &[PartitionColumn::Date, PartitionColumn::Key]);
+        let mut sink = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        sink.write(&output("press/4", 0, 0)).unwrap();
+        sink.write(&output("press/5", 1, 0)).unwrap();
+        let committed = sink.prepare().unwrap();
+        assert_eq!(committed.len(), 2);
+        assert!(files_but_staging(folder.path()).is_empty());
+        // It dies after the first of its files is published.
+        let StagedFile { staged, target } = &committed[0];
+        let target = folder.path().join(target);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::rename(folder.path().join(staged), target).unwrap();
+        sink.write(&output("press/4", 2, 0)).unwrap();
+        drop(sink);
+
+        for _ in 0..2 {
+            let mut next = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+            next.recover(&committed).unwrap();
+            next.discard().unwrap();
+            let names = files_but_staging(folder.path());
+            assert_eq!(sequences(&read(folder.path(), &names)), [0, 1]);
+        }
+        assert!(!folder.path().join("_staging").exists());
+    }
+
+    #[test]
+    fn an_epoch_that_is_not_published_yet_is_prepared_again_with_the_next() {
+        let folder = TempDir::new().unwrap();
+        let mut sink = ParquetSink::open(&config(&folder, &[]), &pipeline(), 2).unwrap();
+        sink.write(&output("press-4", 0, 0)).unwrap();
+        let first = sink.prepare().unwrap();
+        sink.write(&output("press-4", 1, 0)).unwrap();
+        let both = sink.prepare().unwrap();
+        assert_eq!(both.len(), 2);
+        assert_eq!(both[..1], first);
+        sink.publish().unwrap();
+        assert!(sink.prepare().unwrap().is_empty());
+        let names = files_but_staging(folder.path());
+        assert_eq!(sequences(&read(folder.path(), &names)), [0, 1]);
+    }
+
+    #[test]
+    fn a_committed_file_that_readers_moved_on_is_no_error() {
+        let folder = TempDir::new().unwrap();
+        let mut sink = ParquetSink::open(&config(&folder, &[]), &pipeline(), 2).unwrap();
+        let staged = "_staging/0123456789abcdef/part-1.parquet.inprogress".to_owned();
+        sink.recover(&[StagedFile { staged, target: "part-1.parquet".to_owned() }]).unwrap();
+    }
+
+    #[test]
+    fn what_was_staged_after_the_sink_was_opened_is_not_discarded() {
+        let folder = TempDir::new().unwrap();
+        let config = config(&folder, &[]);
+        let mut dying = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        let mut next = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        dying.write(&output("press-4", 0, 0)).unwrap();
+        let committed = dying.prepare().unwrap();
+        drop(dying);
+
+        next.discard().unwrap();
+        drop(next);
+        let mut last = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        last.recover(&committed).unwrap();
+        last.discard().unwrap();
+        assert_eq!(files_but_staging(folder.path()).len(), 1);
     }
 
     #[test]
@@ -659,7 +735,9 @@ mod tests {
         let foreign = folder.path().join("_staging/notes");
         fs::create_dir(&foreign).unwrap();
 
-        let next = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        let mut next = ParquetSink::open(&config, &pipeline(), 2).unwrap();
+        assert!(dead.exists(), "a committed epoch may have staged it");
+        next.discard().unwrap();
         assert!(!dead.exists());
         assert!(foreign.exists());
         drop(next);
@@ -750,7 +828,8 @@ mod tests {
         let below = file.join("below");
         config.path = below.clone().into();
         let error = ParquetSink::open(&config, &pipeline(), 2).err().unwrap();
-        assert!(matches!(&error, SinkError::File { path, .. } if *path == below));
+        assert!(error.to_string().starts_with(&below.display().to_string()), "{error}");
+        assert!(!error.is_retryable());
     }
 
     #[test]
@@ -764,7 +843,7 @@ mod tests {
         fs::write(&blocked, "").unwrap();
         sink.write(&output("press-4", 1, LAST_SECOND_OF_JANUARY)).unwrap();
         let error = sink.flush().unwrap_err();
-        assert!(matches!(&error, SinkError::File { path, .. } if *path == blocked), "{error}");
+        assert!(error.to_string().starts_with(&blocked.display().to_string()), "{error}");
 
         // Nor does a later flush claim the lost row.
         fs::remove_file(&blocked).unwrap();

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -42,7 +41,7 @@ impl DeadLetters {
         let open = match &mut self.open {
             Some(open) => open,
             closed => {
-                let (file, staged) = staging.create(Path::new(FOLDER), "dead-letters", "jsonl")?;
+                let (file, staged) = staging.create(FOLDER, "dead-letters", "jsonl")?;
                 closed.insert(OpenFile { writer: BufWriter::new(file), staged, size: 0 })
             }
         };

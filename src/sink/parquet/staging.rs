@@ -1,41 +1,59 @@
-//! Files that readers see only once they are whole.
+//! Files that readers see only once their epoch is committed.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::super::SinkError;
+use tempfile::TempDir;
+
+use super::super::{SinkError, StagedFile};
 use super::failed_at;
+use crate::config::Location;
+use crate::faults::step;
+use crate::objects::{ObjectError, Objects, Renamed, make_folder, sync_folder};
 
-/// Folder of unfinished files; a leading underscore hides it from readers of data sets.
+/// Folder of staged files; a leading underscore hides it from readers of data sets.
 const STAGING: &str = "_staging";
 /// File of a process's staging folder, locked as long as that process lives.
 const LOCK: &str = "lock";
-/// Suffix of unfinished files.
+/// Suffix of staged files.
 const SUFFIX: &str = ".inprogress";
 /// Tries to make a staging folder while other processes tidy up.
 const TRIES: usize = 8;
+/// How long another process may take from staging in a bucket to publishing: no lock there tells
+/// whether it lives.
+const OTHERS_STAY: Duration = Duration::from_secs(600);
 
-/// A folder of results and, in it, this sink's folder of unfinished files,
-/// `_staging/<16 hexadecimal digits>`.
+/// The files of one sink that are not visible yet, under `_staging/<16 hexadecimal digits>` of the
+/// place where results go.
 pub(super) struct Staging {
+    objects: Objects,
+    /// The place, for errors.
     root: PathBuf,
-    folder: PathBuf,
     token: String,
-    /// Held as long as the folder is ours: what is unlocked is free for others to delete.
-    _lock: File,
+    scratch: Scratch,
     created: u64,
-    kept: Vec<Staged>,
+    /// Whole, but not durable under their staged names yet.
+    finished: Vec<Staged>,
+    /// Durable under their staged names.
+    prepared: Vec<StagedFile>,
 }
 
-/// A file under its staging name.
+/// Where files are written before they are whole.
+enum Scratch {
+    /// Where they are staged.
+    InPlace(Claim),
+    /// In a folder of this machine, for a bucket takes whole objects only.
+    Apart(TempDir),
+}
+
+/// A file that is being written, or is whole and not durable yet.
 #[derive(Debug)]
 pub(super) struct Staged {
     path: PathBuf,
-    target: PathBuf,
+    names: StagedFile,
 }
 
 impl Staged {
@@ -46,22 +64,28 @@ impl Staged {
 }
 
 impl Staging {
-    /// Makes the folders; deletes staging folders whose processes are dead.
-    pub(super) fn open(root: &Path) -> Result<Self, SinkError> {
-        let all = root.join(STAGING);
-        if !root.is_dir() {
-            fs::create_dir_all(root).map_err(failed_at(root))?;
-            match root.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent)?,
-                _ => sync_folder(Path::new("."))?,
+    /// Makes the folders. What other processes left behind stays until [`Staging::discard`].
+    pub(super) fn open(location: &Location) -> Result<Self, SinkError> {
+        let objects = Objects::open(location)?;
+        let (token, scratch) = match location {
+            Location::Folder(root) => {
+                let claim = Claim::open(&root.join(STAGING))?;
+                (claim.token.clone(), Scratch::InPlace(claim))
             }
-        }
-        remove_leftovers(&all)?;
-        let (folder, token, lock) = claim_folder(&all)?;
-        Ok(Self { root: root.to_owned(), folder, token, _lock: lock, created: 0, kept: Vec::new() })
+            Location::S3 { .. } => {
+                let folder = tempfile::Builder::new()
+                    .prefix("contrastream-")
+                    .tempdir()
+                    .map_err(failed_at(&std::env::temp_dir()))?;
+                (new_token(), Scratch::Apart(folder))
+            }
+        };
+        let root = location.to_string().into();
+        let (finished, prepared) = (Vec::new(), Vec::new());
+        Ok(Self { objects, root, token, scratch, created: 0, finished, prepared })
     }
 
-    /// The folder of results.
+    /// The place where results go.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -70,7 +94,7 @@ impl Staging {
     /// below the root: unique across processes and restarts, and sorted by time of opening.
     pub(super) fn create(
         &mut self,
-        folder: &Path,
+        folder: &str,
         stem: &str,
         extension: &str,
     ) -> Result<(File, Staged), SinkError> {
@@ -78,64 +102,204 @@ impl Staging {
         let token = &self.token;
         let number = self.created;
         let name = format!("{stem}-{opened:016}-{token}-{number:06}.{extension}");
-        let staged = Staged {
-            path: self.folder.join(format!("{name}{SUFFIX}")),
-            target: self.root.join(folder).join(name),
+        let file_name = format!("{name}{SUFFIX}");
+        let scratch = match &self.scratch {
+            Scratch::InPlace(claim) => &claim.folder,
+            Scratch::Apart(folder) => folder.path(),
         };
-        let file = File::create_new(&staged.path).map_err(failed_at(&staged.path))?;
+        let path = scratch.join(&file_name);
+        let file = File::create_new(&path).map_err(failed_at(&path))?;
         self.created += 1;
-        Ok((file, staged))
+        let target = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        let staged = format!("{STAGING}/{token}/{file_name}");
+        Ok((file, Staged { path, names: StagedFile { staged, target } }))
     }
 
-    /// Takes a file that is whole and synced; the next [`Staging::publish`] makes it visible.
+    /// Takes a file that is whole and synced.
     pub(super) fn keep(&mut self, staged: Staged) {
-        self.kept.push(staged);
+        self.finished.push(staged);
     }
 
-    /// Renames all kept files to their final names and syncs the folders.
-    pub(super) fn publish(&mut self) -> Result<(), SinkError> {
-        let mut changed = BTreeSet::new();
-        for staged in self.kept.drain(..) {
-            if let Some(folder) = staged.target.parent() {
-                fs::create_dir_all(folder).map_err(failed_at(folder))?;
-                let below_root = folder.ancestors().take_while(|at| at.starts_with(&self.root));
-                changed.extend(below_root.map(Path::to_owned));
+    /// Makes the finished files durable under their staged names. Returns all that are, and are
+    /// not published.
+    pub(super) fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
+        if !self.finished.is_empty() {
+            match &self.scratch {
+                Scratch::InPlace(claim) => {
+                    sync_folder(&claim.folder).map_err(failed_at(&claim.folder))?;
+                }
+                Scratch::Apart(_) => {
+                    let staged = |file: &Staged| (file.names.staged.clone(), file.path.clone());
+                    let files: Vec<_> = self.finished.iter().map(staged).collect();
+                    self.objects.put_files(&files)?;
+                    for (_, path) in &files {
+                        fs::remove_file(path).map_err(failed_at(path))?;
+                    }
+                }
             }
-            fs::rename(&staged.path, &staged.target).map_err(failed_at(&staged.target))?;
         }
-        changed.iter().try_for_each(|folder| sync_folder(folder))
+        self.prepared.extend(self.finished.drain(..).map(|file| file.names));
+        Ok(self.prepared.clone())
     }
-}
 
-impl Drop for Staging {
-    /// Deletes what was not published. What cannot be deleted now is a leftover of the next open.
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-        let _ = fs::remove_dir(self.root.join(STAGING));
+    /// Gives all prepared files their final names.
+    pub(super) fn publish(&mut self) -> Result<(), SinkError> {
+        let names = names(&self.prepared);
+        let Some((first, rest)) = names.split_first() else { return Ok(()) };
+        self.come_to("publish.before")?;
+        self.rename(&[*first])?;
+        if !rest.is_empty() {
+            self.come_to("publish.between")?;
+            self.rename(rest)?;
+        }
+        self.come_to("publish.after")?;
+        self.prepared.clear();
+        Ok(())
     }
-}
 
-/// Makes a folder with a locked file in it. Returns the folder, its name and the lock.
-fn claim_folder(all: &Path) -> Result<(PathBuf, String, File), SinkError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let token = format!("{:016x}", RandomState::new().hash_one(tries));
-        let folder = all.join(&token);
-        match try_claim(&folder) {
-            Ok(Some(lock)) => return Ok((folder, token, lock)),
-            Err(reason) if tries >= TRIES => return Err(failed_at(&folder)(reason)),
-            Err(reason) if reason.kind() != io::ErrorKind::NotFound => {
-                return Err(failed_at(&folder)(reason));
+    /// Gives files that a committed epoch of another sink prepared their final names, unless they
+    /// have them.
+    pub(super) fn recover(&self, committed: &[StagedFile]) -> Result<(), SinkError> {
+        let renamed = self.objects.rename_all(&names(committed))?;
+        for (file, renamed) in committed.iter().zip(renamed) {
+            let StagedFile { staged, target } = file;
+            match renamed {
+                Renamed::Now => tracing::info!(target, "published what was committed before"),
+                Renamed::Before => {}
+                // Readers may have moved it on since.
+                Renamed::Gone => {
+                    tracing::warn!(target, staged, "a committed file is no longer there");
+                }
             }
-            // Another process took the folder, not locked yet, for a leftover.
-            Ok(None) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Deletes files of processes that were dead when this sink was opened, or, in a bucket, seem
+    /// to be. What committed epochs had staged is out of the way by then.
+    pub(super) fn discard(&mut self) -> Result<(), SinkError> {
+        let discarded = match &mut self.scratch {
+            Scratch::InPlace(claim) => claim.discard()?,
+            Scratch::Apart(_) => self.discard_objects()?,
+        };
+        if discarded > 0 {
+            tracing::warn!(
+                place = %self.root.display(), files = discarded,
+                "deleted files of epochs that were never committed"
+            );
+        }
+        Ok(())
+    }
+
+    fn discard_objects(&self) -> Result<usize, SinkError> {
+        let stay = i64::try_from(OTHERS_STAY.as_micros()).unwrap_or(i64::MAX);
+        let until = chrono::Utc::now().timestamp_micros() - stay;
+        let own = format!("{STAGING}/{}/", self.token);
+        let mut staged = self.objects.list(STAGING)?;
+        staged.retain(|object| object.modified_micros < until && !object.name.starts_with(&own));
+        for object in &staged {
+            self.objects.delete(&object.name)?;
+        }
+        Ok(staged.len())
+    }
+
+    fn rename(&self, names: &[(&str, &str)]) -> Result<(), SinkError> {
+        let renamed = self.objects.rename_all(names)?;
+        match names.iter().zip(renamed).find(|(_, renamed)| *renamed == Renamed::Gone) {
+            None => Ok(()),
+            Some(((staged, _), _)) => {
+                let error = io::Error::from(ErrorKind::NotFound);
+                Err(self.failed(staged, &error))
+            }
+        }
+    }
+
+    fn come_to(&self, named: &'static str) -> Result<(), SinkError> {
+        step(named).map_err(|error| self.failed("", &error))
+    }
+
+    fn failed(&self, name: &str, error: &io::Error) -> SinkError {
+        ObjectError::of_io(self.objects.location().to_string(), name, error).into()
+    }
+}
+
+fn names(files: &[StagedFile]) -> Vec<(&str, &str)> {
+    files.iter().map(|file| (file.staged.as_str(), file.target.as_str())).collect()
+}
+
+fn new_token() -> String {
+    format!("{:016x}", RandomState::new().hash_one(STAGING))
+}
+
+/// A folder in `_staging` that is this sink's as long as it holds the lock in it.
+struct Claim {
+    folder: PathBuf,
+    token: String,
+    _lock: File,
+    leftovers: Vec<Leftover>,
+}
+
+/// A folder of a dead process, with the files that were in it when it was found.
+struct Leftover {
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Claim {
+    /// Looks what the dead left in `all`, and makes a folder with a locked file in it.
+    ///
+    /// A process may commit an epoch and die after the commits were looked up for recovery: only
+    /// what was already a dead one's before can be told to be of no commit.
+    fn open(all: &Path) -> Result<Self, SinkError> {
+        let leftovers = leftovers(all).map_err(failed_at(all))?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let token = new_token();
+            let folder = all.join(&token);
+            match try_claim(&folder) {
+                Ok(Some(lock)) => return Ok(Self { folder, token, _lock: lock, leftovers }),
+                Err(reason) if tries >= TRIES || reason.kind() != ErrorKind::NotFound => {
+                    return Err(failed_at(&folder)(reason));
+                }
+                // Another process took the folder, not locked yet, for a leftover.
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Deletes the files that the dead left, and their folders unless something is in them that
+    /// was not there before. Returns the number of files.
+    fn discard(&mut self) -> Result<usize, SinkError> {
+        let mut discarded = 0;
+        for Leftover { folder, files } in self.leftovers.drain(..) {
+            for file in files {
+                match fs::remove_file(&file) {
+                    Err(reason) if reason.kind() == ErrorKind::NotFound => {}
+                    outcome => {
+                        outcome.map_err(failed_at(&file))?;
+                        discarded += 1;
+                    }
+                }
+            }
+            remove_if_dead(&folder);
+        }
+        Ok(discarded)
+    }
+}
+
+impl Drop for Claim {
+    /// Files stay: they may be of an epoch that was just committed.
+    fn drop(&mut self) {
+        remove_if_empty(&self.folder);
+        if let Some(all) = self.folder.parent() {
+            let _ = fs::remove_dir(all);
         }
     }
 }
 
 fn try_claim(folder: &Path) -> io::Result<Option<File>> {
-    fs::create_dir_all(folder)?;
+    make_folder(folder)?;
     let path = folder.join(LOCK);
     let lock = File::create_new(&path)?;
     match lock.try_lock() {
@@ -146,49 +310,57 @@ fn try_claim(folder: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Deletes the staging folders that no process holds.
-fn remove_leftovers(all: &Path) -> Result<(), SinkError> {
-    let entries = match fs::read_dir(all) {
-        Ok(entries) => entries,
-        Err(reason) if reason.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(reason) => return Err(failed_at(all)(reason)),
-    };
-    for entry in entries {
-        let folder = entry.map_err(failed_at(all))?.path();
+/// The staging folders that no process holds.
+fn leftovers(all: &Path) -> io::Result<Vec<Leftover>> {
+    let mut found = Vec::new();
+    for folder in entries(all)? {
         let named_by_a_sink =
             folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
                 name.len() == 16 && name.bytes().all(|letter| letter.is_ascii_hexdigit())
             });
-        if named_by_a_sink {
-            remove_leftover(&folder)?;
+        if named_by_a_sink && !is_held(&folder)? {
+            let mut files = entries(&folder)?;
+            files.retain(|file| file.file_name().is_some_and(|name| name != LOCK));
+            found.push(Leftover { folder, files });
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-fn remove_leftover(folder: &Path) -> Result<(), SinkError> {
-    let lock = match File::open(folder.join(LOCK)) {
-        Ok(lock) => lock,
-        Err(reason) if reason.kind() == io::ErrorKind::NotFound => {
-            // Its process died, or is, between making the folder and the lock: only an empty
-            // folder goes, and a living process then makes another.
+/// What lies in a folder: nothing, where it is gone.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(folder) {
+        Err(reason) if reason.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+    }
+}
+
+/// Whether a living process holds a staging folder, or may do so in a moment.
+fn is_held(folder: &Path) -> io::Result<bool> {
+    match File::open(folder.join(LOCK)) {
+        // Its process died, or is, between making the folder and the lock.
+        Err(reason) if reason.kind() == ErrorKind::NotFound => Ok(false),
+        // Shared, so that two who look do not take each other for the owner.
+        lock => Ok(lock?.try_lock_shared().is_err()),
+    }
+}
+
+/// Removes a dead process's folder if nothing is left in it. What fails is left to the next sink.
+fn remove_if_dead(folder: &Path) {
+    match File::open(folder.join(LOCK)) {
+        // Held until the folder is gone: whoever is about to claim it then makes another.
+        Ok(lock) if lock.try_lock().is_ok() => remove_if_empty(folder),
+        Ok(_) => {}
+        Err(_) => {
             let _ = fs::remove_dir(folder);
-            return Ok(());
         }
-        Err(reason) => return Err(failed_at(folder)(reason)),
-    };
-    if lock.try_lock().is_err() {
-        return Ok(());
-    }
-    let files = fs::read_dir(folder).map_err(failed_at(folder))?.count().saturating_sub(1);
-    tracing::warn!(folder = %folder.display(), files, "removing unfinished files of a dead process");
-    match fs::remove_dir_all(folder) {
-        Err(reason) if reason.kind() != io::ErrorKind::NotFound => Err(failed_at(folder)(reason)),
-        _ => Ok(()),
     }
 }
 
-/// Makes the names in a folder durable.
-fn sync_folder(folder: &Path) -> Result<(), SinkError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed_at(folder))
+fn remove_if_empty(folder: &Path) {
+    let lock = folder.join(LOCK);
+    if entries(folder).is_ok_and(|entries| entries == [lock.as_path()]) {
+        let _ = fs::remove_file(lock);
+        let _ = fs::remove_dir(folder);
+    }
 }
