@@ -19,7 +19,6 @@ const DEAD_LETTERS: &str = "_dead_letters";
 const STAGING: &str = "_staging";
 
 /// Published files, each read once: they never change.
-#[derive(Default)]
 pub struct Files {
     known: BTreeSet<PathBuf>,
     pub rows: Found,
@@ -27,6 +26,11 @@ pub struct Files {
 }
 
 impl Files {
+    pub fn new() -> Self {
+        let (rows, letters) = (Found::in_order(), Found::in_any_order());
+        Self { known: BTreeSet::new(), rows, letters }
+    }
+
     /// Takes in the files that were published since the last call.
     pub fn read(&mut self, folder: &Path) -> anyhow::Result<()> {
         for path in files(folder) {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::plan::Blow;
-use crate::tally::Tally;
+use crate::tally::{Fault, Tally};
 
 pub struct Report {
     pub seed: u64,
@@ -60,10 +60,9 @@ impl fmt::Display for Report {
         row(&"dead letters", &self.letters)?;
         for (place, tally) in &self.tallies {
             row(&format_args!("{place}: found"), &tally.found)?;
-            row(&format_args!("{place}: lost"), &tally.lost)?;
-            row(&format_args!("{place}: duplicated"), &tally.duplicated)?;
-            row(&format_args!("{place}: out of order"), &tally.out_of_order)?;
-            row(&format_args!("{place}: not expected"), &tally.strange)?;
+            for fault in Fault::ALL {
+                row(&format_args!("{place}: {fault}"), &tally.count(fault))?;
+            }
         }
         row(&"files published", &self.files)?;
         row(&"files left staged", &self.staged)?;
@@ -71,8 +70,10 @@ impl fmt::Display for Report {
         row(&"longest stall, s", &format_args!("{:.1}", self.stall.as_secs_f64()))?;
         row(&"wall time, s", &format_args!("{:.0}", self.wall.as_secs_f64()))?;
         for (place, tally) in &self.tallies {
-            for example in &tally.examples {
-                writeln!(formatter, "{place}: {example}")?;
+            for fault in Fault::ALL {
+                if let Some(example) = tally.example(fault) {
+                    writeln!(formatter, "{place}: {fault}: {example}")?;
+                }
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use crate::load::{Load, MACHINES, PARTITIONS};
 use crate::plan::{Blow, Form, Plan, STEPS};
 use crate::proxy::{Proxy, Weather};
 use crate::report::Report;
+use crate::tally::Fault;
 use crate::witness::{self, LETTERS, TOPICS, Witness, machines};
 
 /// `session.timeout.ms`: after it, the group gives a silent member's partitions to others.
@@ -97,7 +98,7 @@ impl<'a> Run<'a> {
             fleet: Fleet::new(plant, plant.folder.path().join("logs"))?,
             load: Some(Load::start(plant.topic("sensors"))?),
             witness: Witness::start(plant)?,
-            files: Files::default(),
+            files: Files::new(),
             proxy,
             survived: BTreeMap::new(),
             kills: 0,
@@ -415,7 +416,11 @@ impl<'a> Run<'a> {
         self.files.read(&self.plant.out())?;
         for found in [&self.files.rows, &self.files.letters] {
             let tally = found.tally(&[], 0);
-            ensure!(tally.duplicated + tally.out_of_order == 0, "files: {:?}", tally.examples);
+            for fault in [Fault::Duplicated, Fault::OutOfOrder] {
+                if let Some(example) = tally.example(fault) {
+                    bail!("files: {fault}: {example}");
+                }
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Counts what came out against what should have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -34,26 +34,57 @@ impl Place {
 }
 
 /// Sequence numbers by key, each where it was found, in the order of reading.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Found {
     keys: BTreeMap<String, Vec<(u64, Place)>>,
+    ordered: bool,
 }
 
-/// What is wrong with what was found.
+/// What can be wrong with a (key, sequence).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    Lost,
+    Duplicated,
+    OutOfOrder,
+    /// Nobody expected it.
+    Strange,
+}
+
+impl Fault {
+    pub const ALL: [Self; 4] = [Self::Lost, Self::Duplicated, Self::OutOfOrder, Self::Strange];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Lost => "lost",
+            Self::Duplicated => "duplicated",
+            Self::OutOfOrder => "out of order",
+            Self::Strange => "not expected",
+        })
+    }
+}
+
+/// What is right and what is wrong with what was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Distinct (key, sequence) that were expected and found.
     pub found: u64,
-    pub lost: u64,
-    pub duplicated: u64,
-    pub out_of_order: u64,
-    /// (key, sequence) that nobody expected.
-    pub strange: u64,
-    /// The first of each kind, in words.
-    pub examples: Vec<String>,
+    /// How many of each fault, and the first in words.
+    faults: BTreeMap<Fault, (u64, String)>,
 }
 
 impl Found {
+    /// Numbers of a key come in order wherever there is one.
+    pub fn in_order() -> Self {
+        Self { keys: BTreeMap::new(), ordered: true }
+    }
+
+    /// Numbers come in any order.
+    pub fn in_any_order() -> Self {
+        Self { keys: BTreeMap::new(), ordered: false }
+    }
+
     pub fn add(&mut self, key: &str, sequence: u64, place: Place) {
         match self.keys.get_mut(key) {
             Some(of_key) => of_key.push((sequence, place)),
@@ -66,11 +97,11 @@ impl Found {
         let mut tally = Tally::default();
         for key in keys {
             let of_key = self.keys.get(key).map_or(&[][..], Vec::as_slice);
-            tally.take(key, of_key, count);
+            tally.take(key, of_key, count, self.ordered);
         }
         for (key, of_key) in &self.keys {
             if !keys.contains(key) {
-                tally.take(key, of_key, 0);
+                tally.take(key, of_key, 0, self.ordered);
             }
         }
         tally
@@ -78,61 +109,65 @@ impl Found {
 }
 
 impl Tally {
-    fn take(&mut self, key: &str, of_key: &[(u64, Place)], count: u64) {
+    fn take(&mut self, key: &str, of_key: &[(u64, Place)], count: u64, ordered: bool) {
         let mut first: BTreeMap<u64, &Place> = BTreeMap::new();
         let mut last: Option<&(u64, Place)> = None;
         for found @ (sequence, place) in of_key {
-            if let Some(before) = first.insert(*sequence, place) {
-                let example = || format!("{key} #{sequence} twice: {before}, {place}");
-                note(&mut self.duplicated, &mut self.examples, example);
+            if let Some(before) = first.get(sequence) {
+                self.note(Fault::Duplicated, || format!("{key} #{sequence}: {before}; {place}"));
                 continue;
             }
+            first.insert(*sequence, place);
             if let Some((earlier, at)) = last
+                && ordered
                 && earlier > sequence
                 && at.is_ordered_with(place)
             {
-                let example = || format!("{key} #{sequence} after #{earlier}: {at}, {place}");
-                note(&mut self.out_of_order, &mut self.examples, example);
+                let example = || format!("{key} #{earlier}: {at}; #{sequence}: {place}");
+                self.note(Fault::OutOfOrder, example);
             }
             last = Some(found);
         }
-        let strange: BTreeSet<u64> = first.range(count..).map(|(sequence, _)| *sequence).collect();
-        for sequence in &strange {
-            let example = || format!("{key} #{sequence} is not expected: {}", first[sequence]);
-            note(&mut self.strange, &mut self.examples, example);
+        for (sequence, place) in first.range(count..) {
+            self.note(Fault::Strange, || format!("{key} #{sequence}: {place}"));
         }
-        self.found += (first.len() - strange.len()) as u64;
+        self.found += first.range(..count).count() as u64;
         for sequence in (0..count).filter(|sequence| !first.contains_key(sequence)) {
             let around = |found: Option<(&u64, &&Place)>| match found {
-                Some((sequence, place)) => format!("#{sequence} at {place}"),
+                Some((sequence, place)) => format!("#{sequence}: {place}"),
                 None => "nothing".to_owned(),
             };
             let before = around(first.range(..sequence).next_back());
             let after = around(first.range(sequence..).next());
-            let example = || format!("{key} #{sequence} lost: between {before} and {after}");
-            note(&mut self.lost, &mut self.examples, example);
+            let example = || format!("{key} #{sequence}, between {before} and {after}");
+            self.note(Fault::Lost, example);
         }
     }
 
-    pub fn is_clean(&self) -> bool {
-        (self.lost, self.duplicated, self.out_of_order, self.strange) == (0, 0, 0, 0)
+    /// Counts one; keeps the words for the first.
+    fn note(&mut self, fault: Fault, example: impl FnOnce() -> String) {
+        self.faults.entry(fault).or_insert_with(|| (0, example())).0 += 1;
     }
-}
 
-/// Counts one; keeps the words for the first.
-fn note(count: &mut u64, examples: &mut Vec<String>, example: impl FnOnce() -> String) {
-    if *count == 0 {
-        examples.push(example());
+    pub fn count(&self, fault: Fault) -> u64 {
+        self.faults.get(&fault).map_or(0, |(count, _)| *count)
     }
-    *count += 1;
+
+    /// The first of a fault, in words.
+    pub fn example(&self, fault: Fault) -> Option<&str> {
+        self.faults.get(&fault).map(|(_, example)| example.as_str())
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.faults.is_empty()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(sequences: &[u64]) -> Found {
-        let mut found = Found::default();
+    fn found(sequences: &[u64], mut found: Found) -> Found {
         for (offset, sequence) in sequences.iter().enumerate() {
             let place = Place::Message { partition: 2, offset: offset as i64 };
             found.add("press-1", *sequence, place);
@@ -141,7 +176,7 @@ mod tests {
     }
 
     fn tally(sequences: &[u64], count: u64) -> Tally {
-        found(sequences).tally(&["press-1".to_owned()], count)
+        found(sequences, Found::in_order()).tally(&["press-1".to_owned()], count)
     }
 
     #[test]
@@ -154,41 +189,45 @@ mod tests {
     #[test]
     fn a_duplicate_is_told_with_both_places() {
         let tally = tally(&[0, 1, 0, 1, 2], 3);
-        assert_eq!((tally.found, tally.duplicated, tally.lost), (3, 2, 0));
-        let example = "press-1 #0 twice: partition 2 offset 0, partition 2 offset 2";
-        assert_eq!(tally.examples, [example]);
+        assert_eq!((tally.found, tally.faults.len()), (3, 1));
+        assert_eq!(tally.count(Fault::Duplicated), 2);
+        let example = "press-1 #0: partition 2 offset 0; partition 2 offset 2";
+        assert_eq!(tally.example(Fault::Duplicated), Some(example));
     }
 
     #[test]
     fn a_loss_is_told_with_its_neighbours() {
         let tally = tally(&[0, 3], 4);
-        assert_eq!((tally.found, tally.lost, tally.duplicated), (2, 2, 0));
-        let example = "press-1 #1 lost: between #0 at partition 2 offset 0 and #3 at partition 2 \
-                       offset 1";
-        assert_eq!(tally.examples, [example]);
+        assert_eq!((tally.found, tally.faults.len()), (2, 1));
+        assert_eq!(tally.count(Fault::Lost), 2);
+        let example = "press-1 #1, between #0: partition 2 offset 0 and #3: partition 2 offset 1";
+        assert_eq!(tally.example(Fault::Lost), Some(example));
     }
 
     #[test]
     fn a_number_before_its_predecessor_is_out_of_order() {
         let tally = tally(&[0, 2, 1, 3], 4);
-        assert_eq!((tally.out_of_order, tally.lost, tally.duplicated), (1, 0, 0));
+        assert_eq!((tally.count(Fault::OutOfOrder), tally.faults.len()), (1, 1));
+        let unordered = found(&[0, 2, 1, 3], Found::in_any_order());
+        assert!(unordered.tally(&["press-1".to_owned()], 4).is_clean());
     }
 
     #[test]
     fn numbers_and_keys_that_nobody_expected_are_strange() {
-        assert_eq!(tally(&[0, 1, 2], 2).strange, 1);
-        assert_eq!(found(&[0]).tally(&[], 1).strange, 1);
+        assert_eq!(tally(&[0, 1, 2], 2).count(Fault::Strange), 1);
+        assert_eq!(found(&[0], Found::in_order()).tally(&[], 1).count(Fault::Strange), 1);
     }
 
     #[test]
     fn rows_have_an_order_within_a_file_only() {
         let row = |file: &str, row| Place::Row { file: file.into(), row };
-        let mut found = Found::default();
+        let mut found = Found::in_order();
         found.add("press-1", 1, row("b", 0));
         found.add("press-1", 0, row("a", 0));
-        assert_eq!(found.tally(&["press-1".to_owned()], 2).out_of_order, 0);
+        assert!(found.tally(&["press-1".to_owned()], 2).is_clean());
         found.add("press-1", 3, row("c", 0));
         found.add("press-1", 2, row("c", 1));
-        assert_eq!(found.tally(&["press-1".to_owned()], 4).out_of_order, 1);
+        let tally = found.tally(&["press-1".to_owned()], 4);
+        assert_eq!(tally.count(Fault::OutOfOrder), 1);
     }
 }
