@@ -1,9 +1,11 @@
 # The table of commands: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint fmt doc broker broker-down compose-check clean
+.PHONY: help demo test chaos bench lint fmt doc broker broker-down compose-check clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+# Tests kill the program at named steps; lint and doc share what was built for them.
+FEATURES := --features failpoints
 CARGO := PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" cargo
 
 help: ## List these commands
@@ -16,6 +18,10 @@ demo: ## Watch it learn: generated plant sensors with injected faults, no broker
 test: ## Run every test, against a real Kafka broker brought up for it
 	@scripts/test
 
+chaos: export CHAOS_KILLS ?= 200
+chaos: ## Kill it CHAOS_KILLS times (200) or more while records flow, and count what comes out
+	@scripts/test --test chaos -- --nocapture
+
 bench: ## Run the benchmarks
 	@scripts/setup build
 	@$(CARGO) bench --locked
@@ -23,7 +29,7 @@ bench: ## Run the benchmarks
 lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@scripts/setup build
 	@$(CARGO) fmt --check
-	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck scripts/setup scripts/kafka scripts/venv scripts/test scripts/compose-check .ci/run; \
 	else \
@@ -35,7 +41,7 @@ fmt: ## Format the code
 
 doc: ## Build the documentation; broken links are errors
 	@scripts/setup build
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked $(FEATURES) --no-deps
 
 broker: ## Start the test broker and keep it: for `cargo test`, eval "$(scripts/kafka env)"
 	@scripts/setup test
