@@ -23,7 +23,13 @@ impl Ruler {
             return 0.0;
         }
         let doubt = 1.0 + 8.0 / (self.seen as f32 + 8.0);
-        (value - self.center) / (doubt * self.spread.max(1e-3 * self.center.abs()).max(1e-6))
+        (value - self.center) / (doubt * self.resolved_spread())
+    }
+
+    /// The spread, not below what is taken for noise around the centre: a statistic that has been
+    /// constant so far may yet begin to vary.
+    fn resolved_spread(&self) -> f32 {
+        self.spread.max(1e-3 * self.center.abs()).max(1e-6)
     }
 
     /// Learns a value; one that is not finite says nothing.
@@ -35,7 +41,7 @@ impl Ruler {
         let rate = 1.0 / self.seen as f32;
         let deviation = value - self.center;
         // Until a few are known, there is nothing to bound by.
-        let bound = if self.seen > 8 { WINSOR * self.spread } else { f32::MAX };
+        let bound = if self.seen > 8 { WINSOR * self.resolved_spread() } else { f32::MAX };
         let bound = bound.min(f32::MAX);
         let bounded = deviation.clamp(-bound, bound);
         self.center += rate * bounded;
@@ -82,6 +88,15 @@ mod tests {
         assert!(constant.measure(5.0).is_finite());
     }
 
+    #[test]
+    fn a_statistic_that_was_constant_learns_to_vary() {
+        let mut ruler = Ruler::default();
+        (0..100).for_each(|_| ruler.learn(4.0));
+        assert!(ruler.measure(6.0) > 100.0);
+        (0..5000).for_each(|at| ruler.learn((at % 7) as f32));
+        assert!(ruler.measure(6.0) < 2.0, "{ruler:?}");
+    }
+
     proptest! {
         #[test]
         fn no_value_breaks_it_and_a_restart_changes_nothing(
@@ -103,7 +118,7 @@ mod tests {
                 ruler.learn((at % 7) as f32);
             }
             prop_assert!(ruler.center.is_finite() && ruler.spread.is_finite(), "{ruler:?}");
-            prop_assert!(ruler.measure(1e6) > ruler.measure(3.0), "{ruler:?}");
+            prop_assert!(ruler.measure(3.0).abs() < 1.0 && ruler.measure(6.0) < 2.0, "{ruler:?}");
         }
     }
 }
