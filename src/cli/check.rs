@@ -28,7 +28,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&arguments.pipeline, &arguments.overrides)?;
     check_records(&pipeline)?;
     if arguments.print {
-        println!("{}", toml::to_string_pretty(&pipeline.redacted())?);
+        println!("{pipeline}");
     }
     if arguments.connect {
         let store = Store::open(&pipeline.checkpoint)?;

@@ -123,11 +123,11 @@ impl Pipeline {
     }
 }
 
-/// As TOML, every key written out, secrets hidden.
+/// As TOML, every key written out, secrets hidden; read again, it is the same pipeline.
 impl fmt::Display for Pipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match toml::to_string(&self.redacted()) {
-            Ok(text) => f.write_str(&text),
+        match toml::to_string_pretty(&self.redacted()) {
+            Ok(text) => f.write_str(&text.replace("${", "$${")),
             Err(error) => write!(f, "# not to be written as TOML: {error}"),
         }
     }
@@ -682,14 +682,15 @@ channels = ["temperature", "vibration"]
             roll = "1.5MiB"
             [checkpoint]
             store = "state"
+            instance = "$${HOST}"
             "#
         );
         for text in [PLANT, &everything] {
             let pipeline = load(text, &[]).unwrap();
 
-            let written = toml::to_string(&pipeline).unwrap();
+            let written = pipeline.to_string();
 
-            assert_eq!(load(&written, &[]).unwrap(), pipeline, "{written}");
+            assert_eq!(load(&written, &[]).unwrap(), pipeline.redacted(), "{written}");
         }
     }
 
