@@ -1,6 +1,6 @@
 # The table of commands: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint fmt doc broker broker-down compose-check clean
+.PHONY: help demo test chaos fuzz bench lint fmt doc broker broker-down compose-check clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,6 +22,9 @@ chaos: export CHAOS_KILLS ?= 200
 chaos: ## Kill it CHAOS_KILLS times (200) or more while records flow, and count what comes out
 	@scripts/test --test chaos -- --nocapture
 
+fuzz: ## Search for input that breaks what reads it, FUZZ_SECONDS (10) for each kind
+	@scripts/fuzz
+
 bench: ## Run the benchmarks
 	@scripts/setup build
 	@$(CARGO) bench --locked
@@ -29,15 +32,18 @@ bench: ## Run the benchmarks
 lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@scripts/setup build
 	@$(CARGO) fmt --check
+	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck scripts/setup scripts/kafka scripts/venv scripts/test scripts/compose-check .ci/run; \
+		shellcheck scripts/setup scripts/kafka scripts/venv scripts/test scripts/compose-check \
+			scripts/fuzz fuzz/rustc .ci/run; \
 	else \
 		echo "shellcheck is not installed: scripts not checked"; \
 	fi
 
 fmt: ## Format the code
 	@$(CARGO) fmt
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 doc: ## Build the documentation; broken links are errors
 	@scripts/setup build
