@@ -68,3 +68,19 @@ fn wait(pause: Duration, status: &Status) -> bool {
     }
     !status.is_stopping()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends_when_the_service_is_told_to_stop() {
+        let status = Status::default();
+        assert!(wait(Duration::from_millis(1), &status));
+        std::thread::scope(|scope| {
+            let pause = scope.spawn(|| wait(Duration::from_secs(3600), &status));
+            status.stop();
+            assert!(!pause.join().expect("it returns"));
+        });
+    }
+}

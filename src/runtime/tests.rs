@@ -414,3 +414,65 @@ fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
     assert!(error.starts_with("checkpoint: model and calibration: "), "{error}");
     assert!(log.take().is_empty());
 }
+
+/// Serves one script after another: each is what the next opening finds.
+fn serve_scripts(
+    scripts: Vec<Result<Vec<Act>, RuntimeError>>,
+    log: &Log,
+    status: &Arc<Status>,
+) -> Result<Summary, String> {
+    let mut scripts = scripts.into_iter();
+    let open = || {
+        let acts = scripts.next().expect("opened as often as expected")?;
+        log.add("open".to_owned());
+        let committer = Some(Committer::failing(log, 0, true));
+        let source = Script { committer, ..Script::new(acts, status, log) };
+        Ok(opened(source, sink(log), None))
+    };
+    serve(&pipeline(), None, status, open).map_err(|error| error.to_string())
+}
+
+fn lost() -> Act {
+    Act::Fail(SourceError::Lost { lanes: 1 })
+}
+
+fn unreachable_brokers() -> RuntimeError {
+    SourceError::Unreachable { brokers: "b".to_owned(), reason: "silence".to_owned() }.into()
+}
+
+#[test]
+fn a_failure_that_may_pass_rewinds_to_the_last_commit() {
+    let (log, status) = (Log::default(), Arc::new(Status::default()));
+    let first = vec![
+        assigned(&[("a", None)]),
+        batch("a", 0..4),
+        Act::Tell(Event::Revoked(Vec::new())),
+        batch("a", 4..6),
+        lost(),
+    ];
+    let second = vec![assigned(&[("a", Some(4))]), batch("a", 4..8)];
+    let scripts = vec![Ok(first), Err(unreachable_brokers()), Ok(second)];
+    serve_scripts(scripts, &log, &status).expect("it goes on");
+    let log = log.take();
+    let (before, after) = log.split_at(log.iter().rposition(|entry| entry == "open").unwrap());
+    assert_eq!(before[..4], ["open", "a#0", "flush", "commit a@4"]);
+    assert!(before[4..].iter().all(|entry| !entry.starts_with("commit")), "{before:?}");
+    assert_eq!(after, ["open", "a#0", "flush", "commit a@8"]);
+    assert_eq!((status.failure(), status.commits()), (None, 2));
+}
+
+#[test]
+fn a_failure_that_lasts_or_comes_at_the_first_opening_ends_the_service() {
+    let gone = || SourceError::MissingTopic { topic: "t".to_owned(), brokers: "b".to_owned() };
+    let missing = "source: topic t does not exist on b".to_owned();
+    let (log, status) = (Log::default(), Arc::new(Status::default()));
+    let outcome = serve_scripts(vec![Ok(vec![Act::Fail(gone())])], &log, &status);
+    assert_eq!(outcome, Err(missing.clone()));
+    assert_eq!(status.failure(), Some(missing.clone()));
+
+    let outcome = serve_scripts(vec![Err(unreachable_brokers())], &log, &Arc::default());
+    assert_eq!(outcome, Err("source: no broker of b answers: silence".to_owned()));
+
+    let scripts = vec![Ok(vec![lost()]), Err(gone().into())];
+    assert_eq!(serve_scripts(scripts, &log, &Arc::default()), Err(missing));
+}
