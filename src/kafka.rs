@@ -131,7 +131,10 @@ pub(crate) fn trouble(code: RDKafkaErrorCode) -> Trouble {
         | ThrottlingQuotaExceeded
         | FetchSessionIdNotFound
         | InvalidFetchSessionEpoch
-        | RebootstrapRequired => Trouble::Passing,
+        | RebootstrapRequired
+        // Only what was to be undone is purged.
+        | PurgeQueue
+        | PurgeInflight => Trouble::Passing,
         UnknownTopicOrPartition
         | UnknownTopic
         | UnknownPartition

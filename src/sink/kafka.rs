@@ -164,11 +164,28 @@ impl KafkaSink {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), unsent)) => {
                     record = unsent;
-                    deliveries.take_failure()?;
+                    self.expect_delivered()?;
                     thread::sleep(FULL_QUEUE_PAUSE);
                 }
-                Err((error, unsent)) => return Err(deliveries.failure(unsent.topic, &error)),
+                Err((error, unsent)) => {
+                    return Err(self.reason_of(deliveries.failure(unsent.topic, &error)));
+                }
             }
+        }
+    }
+
+    /// The first failure to deliver what was sent.
+    fn expect_delivered(&self) -> Result<(), SinkError> {
+        self.producer.context().take_failure().map_err(|failure| self.reason_of(failure))
+    }
+
+    /// A producer that can do nothing more fails whatever it holds: why it cannot is the reason.
+    fn reason_of(&self, failure: SinkError) -> SinkError {
+        match (&self.transactions, self.producer.client().fatal_error()) {
+            (Some(transactions), Some((code, reason))) => {
+                transactions.failed(Some((code, reason)), &KafkaError::MessageProduction(code))
+            }
+            _ => failure,
         }
     }
 }
@@ -181,7 +198,7 @@ impl Sink for KafkaSink {
     /// If an earlier message was not delivered, or one cannot be sent.
     fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
         self.begin()?;
-        self.producer.context().take_failure()?;
+        self.expect_delivered()?;
         let length = outputs.embeddings.len() / outputs.segments.len().max(1);
         for (index, segment) in outputs.segments.iter().enumerate() {
             if let Some(topic) = &self.topics.embeddings {
@@ -211,7 +228,7 @@ impl Sink for KafkaSink {
     /// If an earlier message was not delivered, or this one cannot be sent.
     fn dead_letter(&mut self, letter: &DeadLetter) -> Result<(), SinkError> {
         self.begin()?;
-        self.producer.context().take_failure()?;
+        self.expect_delivered()?;
         let mut marks = marks(letter);
         let truncated = mark("truncated", letter.payload.len().to_string());
         let own: usize = marks.iter().chain([&truncated]).map(header_size).sum();
@@ -239,7 +256,7 @@ impl Sink for KafkaSink {
     fn prepare(&mut self) -> Result<Vec<StagedFile>, SinkError> {
         loop {
             let outcome = self.producer.flush(FLUSH_PAUSE);
-            self.producer.context().take_failure()?;
+            self.expect_delivered()?;
             match outcome {
                 Ok(()) => return Ok(Vec::new()),
                 Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}

@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 
 use crate::broker::Outage;
-use crate::common::{Plant, create_topic, segments_of, variable};
+use crate::common::{Plant, STRIDE, create_topic, segments_of, variable};
 use crate::files::{Files, files, staged};
 use crate::fleet::Fleet;
 use crate::journal::Journal;
@@ -383,9 +383,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Waits until the results of everything sent so far are visible.
+    /// Waits until results of what is sent from now on are visible, of every machine.
     fn calm(&mut self) -> anyhow::Result<()> {
-        let sent = self.load.as_ref().map(Load::sent).unwrap_or_default();
+        let mut sent = self.load.as_ref().map(Load::sent).unwrap_or_default();
+        sent.rounds += STRIDE;
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.watch()?;
