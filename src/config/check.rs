@@ -60,6 +60,11 @@ pub enum Conflict {
          out if they are one, or set checkpoint.delivery = \"at-least-once\""
     )]
     ClustersApart,
+    #[error(
+        "source.properties: isolation.level = {found:?} could read positions that are not settled: \
+         exactly once needs \"read_committed\", which is the default"
+    )]
+    ReadsUncommitted { found: String },
     #[error("{key} = {topic:?} is no legal topic name: expected up to 249 of a-z A-Z 0-9 . _ -")]
     IllegalTopic { key: &'static str, topic: String },
     #[error("{key} = {topic:?} is also in source.topics: the pipeline would read its own output")]
@@ -87,6 +92,7 @@ impl Conflict {
             Self::NoBrokers => "sink.kafka",
             Self::ExactlyOnceWithoutStore => "checkpoint.delivery",
             Self::ClustersApart => "sink.kafka.brokers",
+            Self::ReadsUncommitted { .. } => "source.properties",
         }
     }
 }
@@ -121,10 +127,13 @@ fn check_delivery(pipeline: &Pipeline) -> Result<(), Conflict> {
         return Ok(());
     }
     ensure(pipeline.checkpoint.store.is_some(), || Conflict::ExactlyOnceWithoutStore)?;
-    let into = pipeline.sink.kafka.as_ref().and_then(|sink| sink.brokers.as_ref());
-    match (&pipeline.source, into) {
-        (Source::Kafka(from), Some(into)) => {
-            ensure(from.brokers == *into, || Conflict::ClustersApart)
+    let Source::Kafka(from) = &pipeline.source else { return Ok(()) };
+    if let Some(into) = pipeline.sink.kafka.as_ref().and_then(|sink| sink.brokers.as_ref()) {
+        ensure(from.brokers == *into, || Conflict::ClustersApart)?;
+    }
+    match from.properties.get("isolation.level") {
+        Some(level) if level != "read_committed" => {
+            Err(Conflict::ReadsUncommitted { found: level.clone() })
         }
         _ => Ok(()),
     }
@@ -440,6 +449,10 @@ mod tests {
 
     /// The conflict of [`KAFKA`] after `--set`s.
     fn conflict(overrides: &[&str]) -> String {
+        checked(overrides).err().map_or("none".to_owned(), |conflict| conflict.to_string())
+    }
+
+    fn checked(overrides: &[&str]) -> Result<(), Conflict> {
         let mut text: toml::Table = KAFKA.parse().unwrap();
         for line in overrides {
             let (path, value) = line.split_once('=').unwrap();
@@ -456,10 +469,7 @@ mod tests {
             table.insert(key.to_owned(), value["value"].clone());
         }
         let pipeline: Pipeline = text.try_into().unwrap();
-        match check(&pipeline) {
-            Ok(()) => "none".to_owned(),
-            Err(conflict) => conflict.to_string(),
-        }
+        check(&pipeline)
     }
 
     #[test]
@@ -514,6 +524,19 @@ mod tests {
         ] {
             let found = conflict(&[line]);
             assert!(found.starts_with(message), "{line}: {found}");
+        }
+    }
+
+    #[test]
+    fn exactly_once_takes_one_cluster_and_settled_positions() {
+        let store = "checkpoint.store=\"state\"";
+        let other = "sink.kafka={brokers=\"other:9092\"}";
+        let unsettled = "source.properties={\"isolation.level\"=\"read_uncommitted\"}";
+        assert!(conflict(&[store, other]).starts_with("sink.kafka.brokers is not source.brokers"));
+        assert!(conflict(&[store, unsettled]).contains("isolation.level = \"read_uncommitted\""));
+        let at_least = "checkpoint.delivery=\"at-least-once\"";
+        for allowed in [&[store, other, at_least][..], &[store, unsettled, at_least], &[store]] {
+            assert_eq!(checked(allowed), Ok(()), "{allowed:?}");
         }
     }
 
