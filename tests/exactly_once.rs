@@ -6,6 +6,8 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use common::{Finished, Machines, Plant, Program, is_done, parquet, produce, read};
 use serde_json::Value;
@@ -19,6 +21,16 @@ const STEPS: [&str; 7] = [
     "commit.begin",
     "commit.prepared",
     "commit.offsets",
+    "commit.done",
+    "publish.before",
+    "publish.after",
+    "commit.end",
+];
+
+/// Those of a commit without a transaction.
+const PLAIN_STEPS: [&str; 6] = [
+    "commit.begin",
+    "commit.prepared",
     "commit.done",
     "publish.before",
     "publish.after",
@@ -96,30 +108,38 @@ fn over_broker(name: &str, records: &[(String, String)]) -> Plant {
     plant
 }
 
+/// Runs until everything in the topic is committed.
+fn finish(plant: &Plant) {
+    let mut program = plant.run();
+    let (group, topic) = (plant.group(), plant.topic("sensors"));
+    program.until("all is committed", |_| is_done(&group, &topic, PARTITIONS).then_some(()));
+    program.terminate().exits(0);
+}
+
+/// The same, of a topic that does not end: what did not die at its step is killed when all is
+/// committed.
+fn die_at_every_step_of_a_topic(plant: &Plant, steps: &[&str]) -> usize {
+    let (group, topic) = (plant.group(), plant.topic("sensors"));
+    let died = |(index, step): (usize, &&str)| {
+        let mut program = run_with(plant, &format!("{step}={}*off->return(kill)", index % 3));
+        while program.runs() && !is_done(&group, &topic, PARTITIONS) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let died = !program.runs();
+        program.kill();
+        died
+    };
+    steps.iter().enumerate().map(died).filter(|died| *died).count()
+}
+
 #[test]
 fn a_backlog_read_in_many_goes_gives_the_bits_of_one() {
     let mut machines = Machines::new(MACHINES);
     let records = machines.next(SECONDS);
     let at_once = over_broker("at-once", &records);
-    let broken = over_broker("broken", &records);
-    let finish = |plant: &Plant| {
-        let mut program = plant.run();
-        let (group, topic) = (plant.group(), plant.topic("sensors"));
-        program.until("all is committed", |_| is_done(&group, &topic, PARTITIONS).then_some(()));
-        program.terminate().exits(0);
-    };
     finish(&at_once);
-    let mut died = 0;
-    for (index, step) in STEPS.iter().enumerate() {
-        let mut program = run_with(&broken, &format!("{step}={}*off->return(kill)", index % 3));
-        let (group, topic) = (broken.group(), broken.topic("sensors"));
-        while program.runs() && !is_done(&group, &topic, PARTITIONS) {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        died += usize::from(!program.runs());
-        program.kill();
-    }
-    assert!(died > 0);
+    let broken = over_broker("broken", &records);
+    assert!(die_at_every_step_of_a_topic(&broken, &STEPS) > 0);
     finish(&broken);
 
     let expected = of_topic(&at_once, "anomalies");
@@ -127,6 +147,36 @@ fn a_backlog_read_in_many_goes_gives_the_bits_of_one() {
     assert_same(&of_topic(&broken, "anomalies"), &expected);
     assert_same(&of_topic(&broken, "embeddings"), &of_topic(&at_once, "embeddings"));
     assert_same(&of_files(&broken), &of_files(&at_once));
+}
+
+#[test]
+fn a_backlog_into_files_alone_comes_out_once() {
+    let mut machines = Machines::new(MACHINES);
+    let records = machines.next(SECONDS);
+    let into_files = |name: &str| {
+        let topic = common::unique(name);
+        let source = format!(
+            "kind = \"kafka\"\nbrokers = {:?}\ntopics = [\"{topic}.sensors\"]\nbatch_messages = 64",
+            common::brokers()
+        );
+        let mut plant = Plant::over(name, &source);
+        plant.set(format!("name={topic}"));
+        plant.name = topic;
+        plant.set("http.listen=\"\"");
+        exacting(&mut plant);
+        common::create_topic(&plant.topic("sensors"), PARTITIONS, &[]);
+        produce(&plant.topic("sensors"), PARTITIONS, &records);
+        plant
+    };
+    let at_once = into_files("alone-at-once");
+    finish(&at_once);
+    let broken = into_files("alone-broken");
+    assert!(die_at_every_step_of_a_topic(&broken, &PLAIN_STEPS) > 0);
+    finish(&broken);
+
+    let expected = of_files(&at_once);
+    assert!(expected.keys().eq(machines.segments().iter()));
+    assert_same(&of_files(&broken), &expected);
 }
 
 /// The records as files of a folder, one per machine.
@@ -161,8 +211,7 @@ fn files_read_in_many_goes_give_the_bits_of_one() {
     at_once.run().wait().exits(0);
 
     let broken = over_files("files-broken", folder.path());
-    let steps: Vec<&str> = STEPS.into_iter().filter(|step| *step != "commit.offsets").collect();
-    assert!(die_at_every_step(&broken, &steps) > 0);
+    assert!(die_at_every_step(&broken, &PLAIN_STEPS) > 0);
     broken.run().wait().exits(0);
 
     let expected = of_files(&at_once);
