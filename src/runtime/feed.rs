@@ -138,6 +138,11 @@ impl<'a> Feed<'a> {
                 std::thread::sleep(FULL);
                 continue;
             }
+            // Before the poll: a source that always has records would leave no moment after it.
+            if self.held.is_empty() {
+                self.advance_idle_lanes();
+                self.commit_in_time()?;
+            }
             let wait = if self.paused { FULL } else { POLL };
             match self.source.poll(wait) {
                 Ok(Event::End) => {
@@ -154,10 +159,6 @@ impl<'a> Feed<'a> {
                     backoff = (2 * backoff).min(LONGEST_BACKOFF);
                 }
                 Err(error) => return Err(error.into()),
-            }
-            if self.held.is_empty() {
-                self.advance_idle_lanes();
-                self.commit_in_time()?;
             }
         }
         self.status.set_ready(false);

@@ -280,6 +280,24 @@ fn positions_are_committed_once_what_came_from_them_is_flushed() {
 }
 
 #[test]
+fn a_source_that_always_has_records_is_committed_in_time_too() {
+    let log = Log::default();
+    let status = Arc::new(Status::default());
+    let mut pipeline = pipeline();
+    pipeline.checkpoint.interval = config::TimeSpan::from_millis(0);
+    let acts = (0..50).map(|turn| batch("a", turn * 2..turn * 2 + 2));
+    let acts = [assigned(&[("a", None)])].into_iter().chain(acts);
+    let committer = Some(Committer::failing(&log, 0, true));
+    let source = Script { committer, ..Script::new(acts, &status, &log) };
+    run(&pipeline, opened(source, sink(&log), None), None, &status).expect("it runs");
+
+    let log = log.take();
+    let commits: Vec<_> = log.iter().filter(|entry| entry.starts_with("commit")).collect();
+    assert!(commits.len() >= 2, "{log:?}");
+    assert_eq!(commits.last().map(|last| last.as_str()), Some("commit a@100"));
+}
+
+#[test]
 fn a_stop_drains_and_commits_what_was_read() {
     let log = Log::default();
     let acts = [assigned(&[("a", None)]), batch("a", 0..6), Act::Stop, batch("a", 6..8)];
