@@ -64,13 +64,20 @@ def create_topics(brokers):
     existing = [topic for topic in topics if topic in admin.list_topics(timeout=30).topics]
     wait_all(admin.delete_topics(existing) if existing else {})
     wait_all(admin.delete_consumer_groups([f"contrastream-{NAME}"]), may_lack=True)
-    # A deleted topic's name is free a moment later.
-    deadline = time.monotonic() + START_SECONDS
-    while set(topics) & set(admin.list_topics(timeout=30).topics):
-        if time.monotonic() > deadline:
-            sys.exit("soak: the topics of the last run do not go away")
-        time.sleep(0.5)
+    wait_for_topics(admin, lambda found: not found.intersection(topics))
     wait_all(admin.create_topics([NewTopic(t, PARTITIONS, 1, config=KEPT) for t in topics]))
+    wait_for_topics(admin, lambda found: found.issuperset(topics))
+
+
+def wait_for_topics(admin, are_so):
+    """The broker answers before all of it knows."""
+    deadline = time.monotonic() + START_SECONDS
+    while not are_so(set(admin.list_topics(timeout=30).topics)):
+        if time.monotonic() > deadline:
+            sys.exit(f"soak: topics are not so within {START_SECONDS} s")
+        time.sleep(0.5)
+    # What a client is told next may come from before.
+    time.sleep(2)
 
 
 def wait_all(answers, may_lack=False):
