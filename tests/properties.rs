@@ -1,8 +1,9 @@
 //! What holds of the stages together, whatever the records: decode, window, embed and score, learn.
 
-use contrastream::config::{Format, Pipeline};
+use contrastream::checkpoint::{Checkpoint, Part, Store};
+use contrastream::config::{self, Format, Pipeline};
 use contrastream::decode::Decoder;
-use contrastream::runtime::Core;
+use contrastream::runtime::{Core, SavedCore};
 use contrastream::sink::{Outputs, Score, SegmentMeta};
 use contrastream::source::{Lane, Messages};
 use contrastream::window::{Segmenter, Segments, WindowShape};
@@ -27,19 +28,36 @@ fn pipeline() -> Pipeline {
 /// The stages of one lane.
 struct Stages {
     pipeline: Pipeline,
+    shape: WindowShape,
     decoder: Decoder,
     segmenter: Segmenter,
     core: Core,
+    store: Store,
+    _folder: tempfile::TempDir,
 }
+
+/// Keys in memory: one fewer than there are, for another to wait in the store.
+const MAX_KEYS: usize = 1;
 
 impl Stages {
     fn new() -> Self {
-        let pipeline = pipeline();
+        let mut pipeline = pipeline();
+        pipeline.windows.max_keys = MAX_KEYS;
+        let folder = tempfile::tempdir().unwrap();
+        let config = config::Checkpoint {
+            store: Some(folder.path().to_owned().into()),
+            ..config::Checkpoint::default()
+        };
+        let store = Store::open(&config).unwrap().unwrap();
         let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
         Self {
             decoder: Decoder::new(&pipeline.records, Format::Json, &Default::default()).unwrap(),
-            segmenter: Segmenter::new(Lane::new("plant", 0), shape, 8),
-            core: Core::new(&pipeline),
+            segmenter: Segmenter::new(Lane::new("plant", 0), shape.clone(), MAX_KEYS)
+                .with_store(Some(store.clone())),
+            core: Core::new(&pipeline).with_store(Some(store.clone())),
+            shape,
+            store,
+            _folder: folder,
             pipeline,
         }
     }
@@ -56,7 +74,7 @@ impl Stages {
     }
 
     fn finish(&mut self) -> Results {
-        let segments = self.segmenter.advance(i64::MAX);
+        let segments = self.segmenter.advance(i64::MAX).unwrap();
         self.process(&segments)
     }
 
@@ -68,16 +86,23 @@ impl Stages {
             results.embeddings.extend(outputs.embeddings);
             results.scores.extend(outputs.scores);
         };
-        self.core.process(segments, || true, deliver);
+        self.core.process(segments, || true, deliver).unwrap();
         results
     }
 
     /// What a process does that takes the lane over from a checkpoint.
     fn restart(&mut self) {
-        let windows = postcard::to_stdvec(&self.segmenter).unwrap();
-        let core = self.core.save().unwrap();
-        self.segmenter = postcard::from_bytes(&windows).unwrap();
-        self.core = Core::load(&core, &self.pipeline).unwrap();
+        let part = Part::new(Checkpoint::new_id());
+        let windows = self.segmenter.save(&part).unwrap();
+        let SavedCore { core, keys } = self.core.save(&part).unwrap();
+        self.store.save_part(&part).unwrap();
+        let lane = self.segmenter.lane().clone();
+        self.segmenter =
+            Segmenter::load(lane, &self.shape, MAX_KEYS, &windows, &self.store).unwrap();
+        self.core = Core::load(&core, &self.pipeline).unwrap().with_store(Some(self.store.clone()));
+        for (lane, keys) in keys {
+            self.core.open_lane(lane, Some(&keys), true).unwrap();
+        }
     }
 }
 

@@ -1,17 +1,27 @@
 //! One commit point for positions, windows, model and calibration.
 //!
 //! A [`Checkpoint`] is all that a pipeline needs to go on where it was. A [`Store`] keeps the last
-//! few as files: magic, format version, length, body, CRC-32. A file appears under its name only
-//! once it is whole and on disk, and one that does not verify is never used.
+//! few. Each adds a [`Part`] to the store, which holds the state of those keys alone that were seen
+//! since the one before, and refers to earlier parts for the others. A part is durable before the
+//! checkpoint that names it appears; what does not verify is never used.
+//!
+//! ```text
+//! <id>.part         magic, format; states of keys and indices of them, each with its CRC-32 told
+//!                   elsewhere: an index has those of its states, the checkpoint those of indices
+//! <id>.checkpoint   magic, format, lengths; manifest; CRC-32; model and calibration; CRC-32 of all
+//! ```
 
+mod part;
 mod store;
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use part::{Part, SavedIndex, SavedKeys, SavedWindows};
 pub use store::{CheckpointError, Store};
 
 use crate::sink::StagedFile;
@@ -27,11 +37,14 @@ pub struct Checkpoint {
     /// Per lane, the offset at which reading resumes.
     pub positions: Vec<(Lane, i64)>,
     /// Per lane, its open windows: a [`crate::window::Segmenter`].
-    pub windows: Vec<(Lane, Vec<u8>)>,
-    /// Learner and scorer: a [`crate::runtime::Core`].
-    pub core: Vec<u8>,
+    pub windows: Vec<(Lane, SavedWindows)>,
+    /// Per lane, what learner and scorer keep of its keys.
+    pub keys: Vec<(Lane, SavedKeys)>,
     /// Files of results that become visible once this is committed.
     pub staged: Vec<StagedFile>,
+    /// Learner and scorer, without their keys: a [`crate::runtime::Core`].
+    #[serde(skip)]
+    pub core: Vec<u8>,
 }
 
 impl Checkpoint {
@@ -42,6 +55,13 @@ impl Checkpoint {
         let last = NEWEST.fetch_max(now, Ordering::Relaxed);
         let made = if last < now { now } else { NEWEST.fetch_add(1, Ordering::Relaxed) + 1 };
         format!("{made:020}-{:016x}", process_token())
+    }
+
+    /// Ids of the parts that it needs.
+    pub fn parts(&self) -> BTreeSet<&str> {
+        let windows = self.windows.iter().map(|(_, windows)| &windows.keys);
+        let keys = windows.chain(self.keys.iter().map(|(_, keys)| keys));
+        keys.flat_map(|keys| &keys.indices).map(|index| index.part.as_str()).collect()
     }
 }
 

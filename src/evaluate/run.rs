@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 
 use super::layout::{Recording, Series, write_scores};
 use super::{EvaluateError, Judged, Layout, Report};
+use crate::checkpoint::CheckpointError;
 use crate::config::{self, Pipeline};
 use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
 use crate::runtime::Core;
@@ -106,14 +107,15 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
                 });
                 verdicts.expect(&decoded.records);
                 let segments = segmenter.push(&decoded.records).map_err(|error| failed(&error))?;
-                verdicts.take(&mut core, &segments);
+                verdicts.take(&mut core, &segments).map_err(|error| failed(&error))?;
             }
             Event::End => break,
             Event::Assigned(_) | Event::Revoked(_) | Event::Lost(_) | Event::Idle => {}
         }
     }
     if let Some(mut segmenter) = segmenter {
-        verdicts.take(&mut core, &segmenter.advance(i64::MAX));
+        let segments = segmenter.advance(i64::MAX).map_err(|error| failed(&error))?;
+        verdicts.take(&mut core, &segments).map_err(|error| failed(&error))?;
     }
     let (scores, alerts) = verdicts.per_row();
     write_scores(out, series, &recording, &scores, &alerts)?;
@@ -178,7 +180,7 @@ impl Verdicts {
         }
     }
 
-    fn take(&mut self, core: &mut Core, segments: &Segments) {
+    fn take(&mut self, core: &mut Core, segments: &Segments) -> Result<(), CheckpointError> {
         // Training must not depend on how fast this machine is.
         core.process(
             segments,
@@ -188,7 +190,8 @@ impl Verdicts {
                     self.give(meta, (score.score, score.alert));
                 }
             },
-        );
+        )?;
+        Ok(())
     }
 
     /// Gives a segment's verdict to the rows within that no earlier one held.
@@ -259,7 +262,7 @@ mod tests {
         let batch = RecordBatch::try_new(records_schema(&["c".to_owned()]), columns).unwrap();
         verdicts.expect(&batch);
         let mut segments = segmenter.push(&batch).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         for (place, segment) in (1..).zip(&segments.meta) {
             verdicts.give(segment, (f64::from(place), false));
         }

@@ -30,7 +30,7 @@ use self::optimizer::Adam;
 use self::queue::Queue;
 use self::standardise::Standardiser;
 use crate::config::{self, Temperature};
-use crate::keys::{KeyMap, number_of};
+use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
@@ -126,9 +126,8 @@ impl AsMut<Self> for KeyState {
     }
 }
 
-impl KeyState {
-    /// Forgets what is of the model that made it: the key is to be another's.
-    pub fn leave_model(&mut self) {
+impl State for KeyState {
+    fn leave_model(&mut self) {
         self.previous = None;
     }
 }
@@ -224,9 +223,9 @@ impl Learner {
 
     /// Embeds the segments of `range`, all of one lane, with the model as it is. Each is
     /// standardised by its key's segments before it; `keys` are those of the lane.
-    pub fn embed<S: AsMut<KeyState> + Default>(
+    pub fn embed<S: State + AsMut<KeyState> + Default>(
         &self,
-        keys: &mut KeyMap<S>,
+        keys: &mut Keys<S>,
         segments: &Segments,
         range: Range<usize>,
     ) -> Embedded {
@@ -235,7 +234,7 @@ impl Learner {
         let mut embedded = Embedded::default();
         for index in range {
             let meta = &segments.meta[index];
-            let slot = keys.touch(&meta.key, |_| S::default());
+            let slot = keys.touch(&meta.key, S::default);
             let key = keys.at(slot).1.as_mut();
             let values = segments.segment(index, size);
             let standardiser = key
@@ -271,7 +270,7 @@ impl Learner {
     }
 
     /// Each segment against its key's previous one, from this batch or an earlier one.
-    fn surprise<S: AsMut<KeyState>>(&self, keys: &mut KeyMap<S>, embedded: &mut Embedded) {
+    fn surprise<S: State + AsMut<KeyState>>(&self, keys: &mut Keys<S>, embedded: &mut Embedded) {
         let dimension = self.dimension();
         let count = self.queue.len().min(SURPRISE_NEGATIVES);
         let negatives = &self.queue.projections()[..count * dimension];
@@ -316,9 +315,9 @@ impl Learner {
 
     /// Takes segments, as [`Learner::embed`] returned them, as lessons; a training step follows
     /// where one is due, unless `may_train` says that there is no time for it.
-    pub fn learn<S: AsMut<KeyState>>(
+    pub fn learn<S: State + AsMut<KeyState>>(
         &mut self,
-        keys: &mut KeyMap<S>,
+        keys: &mut Keys<S>,
         embedded: &Embedded,
         may_train: bool,
     ) {
@@ -387,7 +386,7 @@ mod tests {
     }
 
     fn learner(encoder: config::Encoder, extra: &str) -> Fed {
-        Fed { learner: Learner::new(&pipeline(encoder, extra)), keys: KeyMap::new(1000) }
+        Fed { learner: Learner::new(&pipeline(encoder, extra)), keys: Keys::new(1000, None) }
     }
 
     /// `rounds` segments of each machine, the machines in turn. A machine is known by its period
@@ -424,10 +423,10 @@ mod tests {
     }
 
     /// A learner with its keys.
-    #[derive(Clone, Serialize, Deserialize)]
+    #[derive(Clone)]
     struct Fed {
         learner: Learner,
-        keys: KeyMap<KeyState>,
+        keys: Keys<KeyState>,
     }
 
     fn feed(Fed { learner, keys }: &mut Fed, segments: &Segments) -> Vec<f32> {
@@ -487,8 +486,9 @@ mod tests {
     fn a_saved_and_loaded_learner_goes_on_as_if_nothing_had_happened() {
         let mut learner = learner(config::Encoder::Tcn, "");
         feed(&mut learner, &stream(0..20));
-        let saved = postcard::to_stdvec(&learner).expect("a learner can be saved");
-        let Fed { learner: loaded, keys } = postcard::from_bytes(&saved).expect("and loaded");
+        let saved = postcard::to_stdvec(&learner.learner).expect("a learner can be saved");
+        let loaded: Learner = postcard::from_bytes(&saved).expect("and loaded");
+        let keys = learner.keys.clone();
         let mut pipeline = pipeline(config::Encoder::Tcn, "");
         let loaded = loaded.resume(&pipeline).expect("the same model");
         let mut loaded = Fed { learner: loaded, keys };

@@ -5,24 +5,33 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Part, SavedKeys, Store};
 use crate::config;
-use crate::keys::KeyMap;
+use crate::keys::{Keys, State};
 use crate::learner::{self, Learner};
 use crate::score::{self, Scorer};
 use crate::sink::Outputs;
 use crate::source::Lane;
 use crate::window::Segments;
 
-/// What one thread owns: the model and what it calls normal.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What one thread owns: the model and what it calls normal, and what both keep of each key.
+#[derive(Clone, Debug)]
 pub struct Core {
     learner: Learner,
     scorer: Scorer,
-    /// Per lane, its keys.
-    keys: BTreeMap<Lane, KeyMap<KeyState>>,
-    #[serde(skip)]
+    lanes: BTreeMap<Lane, Keys<KeyState>>,
+    /// Keys in memory over all lanes.
     max_keys: usize,
+    store: Option<Store>,
+}
+
+/// What [`Core::save`] saved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedCore {
+    /// Model and calibration.
+    pub core: Vec<u8>,
+    /// Per lane, what is kept of its keys.
+    pub keys: Vec<(Lane, SavedKeys)>,
 }
 
 /// What learner and scorer keep per key.
@@ -30,6 +39,13 @@ pub struct Core {
 struct KeyState {
     learner: learner::KeyState,
     scorer: score::KeyState,
+}
+
+impl State for KeyState {
+    fn leave_model(&mut self) {
+        self.learner.leave_model();
+        self.scorer.leave_model();
+    }
 }
 
 impl AsMut<learner::KeyState> for KeyState {
@@ -56,40 +72,85 @@ pub struct Effort {
 impl Core {
     /// An untrained one.
     pub fn new(pipeline: &config::Pipeline) -> Self {
-        Self {
-            learner: Learner::new(pipeline),
-            scorer: Scorer::new(pipeline),
-            keys: BTreeMap::new(),
-            max_keys: pipeline.windows.max_keys,
-        }
+        Self::from_parts(Learner::new(pipeline), Scorer::new(pipeline), pipeline)
     }
 
-    /// From the bytes of [`Core::save`], to go on under `pipeline`.
+    /// From the bytes of [`Core::save`], to go on under `pipeline`, without lanes.
     ///
     /// # Errors
     /// If the bytes are not a core, or its model is not the one that `pipeline` describes.
     pub fn load(bytes: &[u8], pipeline: &config::Pipeline) -> Result<Self, CheckpointError> {
-        let failed = |reason: String| CheckpointError::State {
-            what: "model and calibration".to_owned(),
-            reason,
-        };
-        let Self { learner, scorer, mut keys, .. } =
+        let (learner, scorer): (Learner, Scorer) =
             postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
         let learner = learner.resume(pipeline).map_err(|error| failed(error.to_string()))?;
-        let max_keys = pipeline.windows.max_keys;
-        keys.values_mut().for_each(|keys| keys.limit(max_keys));
-        Ok(Self { learner, scorer: scorer.resume(pipeline), keys, max_keys })
+        Ok(Self::from_parts(learner, scorer.resume(pipeline), pipeline))
     }
 
-    /// All that [`Core::load`] needs to go on bit for bit.
+    fn from_parts(learner: Learner, scorer: Scorer, pipeline: &config::Pipeline) -> Self {
+        let max_keys = pipeline.windows.max_keys;
+        Self { learner, scorer, lanes: BTreeMap::new(), max_keys, store: None }
+    }
+
+    /// Lets keys beyond `windows.max_keys` wait in `store`, where they would be dropped otherwise.
+    pub fn with_store(self, store: Option<Store>) -> Self {
+        Self { store, ..self }
+    }
+
+    /// Adds what changed since the last time to `part`; returns all that [`Core::load`] and
+    /// [`Core::open_lane`] need to go on bit for bit.
     ///
     /// # Errors
-    /// If it cannot be turned into bytes.
-    pub fn save(&self) -> Result<Vec<u8>, CheckpointError> {
-        postcard::to_stdvec(self).map_err(|error| CheckpointError::State {
-            what: "model and calibration".to_owned(),
-            reason: error.to_string(),
-        })
+    /// If it cannot be turned into bytes, or the store fails.
+    pub fn save(&mut self, part: &Part) -> Result<SavedCore, CheckpointError> {
+        let Self { learner, scorer, lanes, .. } = self;
+        let core =
+            postcard::to_stdvec(&(learner, scorer)).map_err(|error| failed(error.to_string()))?;
+        let keys = lanes.iter_mut().map(|(lane, keys)| Ok((lane.clone(), keys.save(part)?)));
+        Ok(SavedCore { core, keys: keys.collect::<Result<_, CheckpointError>>()? })
+    }
+
+    /// Takes a lane over, with what was `saved` of its keys. `same_model` says that it was saved
+    /// with the model that this one goes on from: else, what only makes sense with another model
+    /// is left behind, and windows and calibration alone are gone on with.
+    ///
+    /// # Errors
+    /// If what was saved is not there or does not verify, or the store fails.
+    pub fn open_lane(
+        &mut self,
+        lane: Lane,
+        saved: Option<&SavedKeys>,
+        same_model: bool,
+    ) -> Result<(), CheckpointError> {
+        let share = self.share(self.lanes.len() + 1);
+        let keys = match (saved, &self.store) {
+            (Some(saved), Some(store)) => Keys::load(saved, share, store, !same_model)?,
+            (_, store) => Keys::new(share, store.clone()),
+        };
+        self.lanes.insert(lane, keys);
+        self.share_out()
+    }
+
+    /// Lets a lane go, with all that is kept of its keys.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn close_lane(&mut self, lane: &Lane) -> Result<(), CheckpointError> {
+        self.lanes.remove(lane);
+        self.share_out()
+    }
+
+    /// Gives each lane as many keys in memory as any other.
+    fn share_out(&mut self) -> Result<(), CheckpointError> {
+        let share = self.share(self.lanes.len());
+        for keys in self.lanes.values_mut() {
+            keys.limit(share);
+            keys.shrink(|_| {})?;
+        }
+        Ok(())
+    }
+
+    fn share(&self, lanes: usize) -> usize {
+        self.max_keys / lanes.max(1)
     }
 
     /// The model.
@@ -106,20 +167,25 @@ impl Core {
     /// order, in batches that one version of the model made. `may_train` is asked before each
     /// training step.
     ///
-    /// The results do not depend on how many segments come at once.
+    /// The results do not depend on how many segments come at once. A lane that was not opened
+    /// begins without keys.
+    ///
+    /// # Errors
+    /// If the store fails, or what it holds of a key does not verify.
     pub fn process(
         &mut self,
         segments: &Segments,
         mut may_train: impl FnMut() -> bool,
         mut deliver: impl FnMut(Outputs),
-    ) -> Effort {
+    ) -> Result<Effort, CheckpointError> {
         let mut effort = Effort::default();
-        let Some(first) = segments.meta.first() else { return effort };
-        let Self { learner, scorer, keys, max_keys } = self;
-        let keys = match keys.get_mut(&first.lane) {
-            Some(keys) => keys,
-            None => keys.entry(first.lane.clone()).or_insert_with(|| KeyMap::new(*max_keys)),
-        };
+        let Some(first) = segments.meta.first() else { return Ok(effort) };
+        if !self.lanes.contains_key(&first.lane) {
+            self.open_lane(first.lane.clone(), None, true)?;
+        }
+        let Self { learner, scorer, lanes, .. } = self;
+        let Some(keys) = lanes.get_mut(&first.lane) else { return Ok(effort) };
+        keys.fetch(segments.meta.iter().map(|meta| &*meta.key))?;
         let mut start = 0;
         while start < segments.len() {
             let range = start..(start + learner.until_step()).min(segments.len());
@@ -139,8 +205,13 @@ impl Core {
             effort.learning += scored.elapsed();
             deliver(outputs);
         }
-        effort
+        keys.shrink(|_| {})?;
+        Ok(effort)
     }
+}
+
+fn failed(reason: String) -> CheckpointError {
+    CheckpointError::State { what: "model and calibration".to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -218,7 +289,8 @@ mod tests {
                         results.push((bits, format!("{score:?}"), outputs.model_version));
                     }
                 },
-            );
+            )
+            .expect("no store is needed");
         }
         results
     }

@@ -37,7 +37,7 @@ use self::ruler::Ruler;
 use self::tail::Tail;
 use self::texture::{Steps, Texture};
 use crate::config::{self, Mark, Part};
-use crate::keys::KeyMap;
+use crate::keys::{Keys, State};
 use crate::learner::{self, Embedded, Learner};
 use crate::pairs::Origin;
 use crate::sink::Score;
@@ -146,6 +146,8 @@ impl AsMut<Self> for KeyState {
     }
 }
 
+impl State for KeyState {}
+
 impl Scorer {
     /// A scorer that knows nothing yet.
     pub fn new(pipeline: &config::Pipeline) -> Self {
@@ -174,9 +176,9 @@ impl Scorer {
 
     /// Scores the segments of `range`, as `learner` embedded them with `keys`, and learns from each
     /// once it is scored.
-    pub fn score<S: AsMut<KeyState>>(
+    pub fn score<S: State + AsMut<KeyState>>(
         &mut self,
-        keys: &mut KeyMap<S>,
+        keys: &mut Keys<S>,
         segments: &Segments,
         range: Range<usize>,
         embedded: &Embedded,

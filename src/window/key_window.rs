@@ -88,6 +88,11 @@ impl KeyWindow {
         }
     }
 
+    /// Whether samples wait for the watermark: without any, [`KeyWindow::advance`] does nothing.
+    pub fn holds_samples_back(&self) -> bool {
+        !self.pending.is_empty() || self.bin.is_some()
+    }
+
     /// Sequence number of the next segment.
     pub fn next_sequence(&self) -> u64 {
         self.sequence

@@ -6,17 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use super::key_window::{Cut, KeyWindow};
 use super::{Segments, WindowShape};
+use crate::checkpoint::{CheckpointError, Part, SavedWindows, Store};
 use crate::decode::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
-use crate::keys::KeyMap;
+use crate::keys::{Keys, State};
 use crate::source::Lane;
 
-/// A batch that is not in [`crate::decode::records_schema`].
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{lane}: expected columns key, time, offset and {channels} channels, found {found}")]
-pub struct WindowError {
-    lane: Lane,
-    channels: usize,
-    found: String,
+/// Records that cannot be cut.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// A batch that is not in [`crate::decode::records_schema`].
+    #[error("{lane}: expected columns key, time, offset and {channels} channels, found {found}")]
+    Columns { lane: Lane, channels: usize, found: String },
+    /// The windows of keys that were not in memory.
+    #[error("windows of {lane}: {reason}")]
+    Store { lane: Lane, reason: CheckpointError },
 }
 
 /// What happened to records since the last [`Segmenter::take_stats`].
@@ -28,49 +31,99 @@ pub struct WindowStats {
     pub gaps: u64,
     /// Keys whose clock was set back for good.
     pub clock_resets: u64,
-    /// Keys dropped to make room.
+    /// Keys evicted to make room.
     pub evicted: u64,
 }
 
 /// Cuts keyed record batches of one lane into event-time segments.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Segmenter {
     lane: Lane,
+    progress: Progress,
+    keys: Keys<KeyWindow>,
+    stats: WindowStats,
+}
+
+/// What is not of one key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Progress {
     shape: WindowShape,
-    keys: KeyMap<KeyWindow>,
-    /// Sequence number from which a new key counts: beyond those of all evicted keys, so that a
+    /// Sequence number from which a new key counts: beyond those of all dropped keys, so that a
     /// key that comes back never repeats one.
     first_sequence: u64,
     /// Likewise the number of its first run: segments before and after are not adjacent.
     first_run: u64,
     /// Newest event time over all keys.
     max_time: Option<i64>,
-    #[serde(skip)]
-    stats: WindowStats,
+}
+
+impl State for KeyWindow {
+    fn is_open(&self) -> bool {
+        self.holds_samples_back()
+    }
 }
 
 impl Segmenter {
-    /// A segmenter without keys. `max_keys` is at least 1.
+    /// A segmenter without keys, which holds `max_keys` of them, at least one, between two batches.
     pub fn new(lane: Lane, shape: WindowShape, max_keys: usize) -> Self {
-        Self {
-            lane,
-            shape,
-            keys: KeyMap::new(max_keys),
-            first_sequence: 0,
-            first_run: 0,
-            max_time: None,
-            stats: WindowStats::default(),
+        let progress = Progress { shape, first_sequence: 0, first_run: 0, max_time: None };
+        let keys = Keys::new(max_keys, None);
+        Self { lane, progress, keys, stats: WindowStats::default() }
+    }
+
+    /// Lets the windows of further keys wait in `store`, where they would be dropped otherwise.
+    pub fn with_store(mut self, store: Option<Store>) -> Self {
+        self.keys = self.keys.with_store(store);
+        self
+    }
+
+    /// The segmenter that [`Segmenter::save`] saved, if it cut to `shape`.
+    ///
+    /// # Errors
+    /// If it cut to another shape, or what was saved is not there or does not verify.
+    pub fn load(
+        lane: Lane,
+        shape: &WindowShape,
+        max_keys: usize,
+        saved: &SavedWindows,
+        store: &Store,
+    ) -> Result<Self, CheckpointError> {
+        let failed =
+            |reason: String| CheckpointError::State { what: format!("windows of {lane}"), reason };
+        let progress: Progress =
+            postcard::from_bytes(&saved.lane).map_err(|error| failed(error.to_string()))?;
+        if progress.shape != *shape {
+            return Err(failed(format!(
+                "saved as {:?}, the pipeline file says {shape:?}: [windows] or records.channels \
+                 changed",
+                progress.shape
+            )));
         }
+        let keys = Keys::load(&saved.keys, max_keys, store, false)?;
+        Ok(Self { lane, progress, keys, stats: WindowStats::default() })
+    }
+
+    /// Adds what changed since the last time to `part`; returns all that [`Segmenter::load`] needs
+    /// to go on as if nothing had happened. Counts are not part of it.
+    ///
+    /// # Errors
+    /// If a window cannot be turned into bytes, or the store fails.
+    pub fn save(&mut self, part: &Part) -> Result<SavedWindows, CheckpointError> {
+        let lane = postcard::to_stdvec(&self.progress).map_err(|error| CheckpointError::State {
+            what: format!("windows of {}", self.lane),
+            reason: error.to_string(),
+        })?;
+        Ok(SavedWindows { lane, keys: self.keys.save(part)? })
     }
 
     /// Adds one batch in [`crate::decode::records_schema`]; returns the segments it completed.
     ///
     /// # Errors
-    /// If the batch has other columns.
+    /// If the batch has other columns, or the store fails.
     pub fn push(&mut self, batch: &RecordBatch) -> Result<Segments, WindowError> {
-        let mismatch = || WindowError {
+        let mismatch = || WindowError::Columns {
             lane: self.lane.clone(),
-            channels: self.shape.channels,
+            channels: self.progress.shape.channels,
             found: batch
                 .schema()
                 .fields()
@@ -79,7 +132,7 @@ impl Segmenter {
                 .collect::<Vec<_>>()
                 .join(", "),
         };
-        if batch.num_columns() != FIRST_CHANNEL_COLUMN + self.shape.channels {
+        if batch.num_columns() != FIRST_CHANNEL_COLUMN + self.progress.shape.channels {
             return Err(mismatch());
         }
         let keys = batch.column(KEY_COLUMN).as_string_opt::<i32>().ok_or_else(mismatch)?;
@@ -98,8 +151,11 @@ impl Segmenter {
             .map(|column| column.as_primitive_opt::<Float32Type>().ok_or_else(mismatch))
             .collect::<Result<Vec<_>, _>>()?;
 
+        let Self { lane, progress, keys: windows, stats } = self;
+        let failed = |reason| WindowError::Store { lane: lane.clone(), reason };
+        windows.fetch(keys.iter().flatten()).map_err(failed)?;
         let mut out = Segments::default();
-        let mut sample = vec![f32::NAN; self.shape.channels];
+        let mut sample = vec![f32::NAN; progress.shape.channels];
         let mut previous: Option<(&str, usize)> = None;
         for row in 0..batch.num_rows() {
             for (value, column) in sample.iter_mut().zip(&columns) {
@@ -108,40 +164,54 @@ impl Segmenter {
             let key = keys.value(row);
             let slot = match previous {
                 Some((same, slot)) if same == key => slot,
-                _ => self.slot_of(key),
+                _ => windows.touch(key, || {
+                    KeyWindow::new(&progress.shape, progress.first_sequence, progress.first_run)
+                }),
             };
             previous = Some((key, slot));
             let time = times[row];
-            self.max_time = Some(self.max_time.map_or(time, |max| max.max(time)));
-            let (key, window) = self.keys.at(slot);
-            let cut = Cut { shape: &self.shape, lane: &self.lane, key };
-            window.push(&cut, time, offsets[row], &sample, &mut out, &mut self.stats);
+            progress.max_time = Some(progress.max_time.map_or(time, |max| max.max(time)));
+            let (key, window) = windows.at(slot);
+            let cut = Cut { shape: &progress.shape, lane, key };
+            window.push(&cut, time, offsets[row], &sample, &mut out, stats);
         }
+        let Progress { first_sequence, first_run, .. } = progress;
+        let evicted = windows.shrink(|window| {
+            *first_sequence = (*first_sequence).max(window.next_sequence());
+            *first_run = (*first_run).max(window.next_run());
+        });
+        stats.evicted += evicted.map_err(failed)? as u64;
         Ok(out)
     }
 
     /// Declares every record at or before `watermark` (microseconds) to have come: what a silent
-    /// lane does once others have gone on without it. `i64::MAX` ends the stream.
-    pub fn advance(&mut self, watermark: i64) -> Segments {
+    /// lane does once others have gone on without it. `i64::MAX` ends the stream. Evicted keys
+    /// are no exception.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn advance(&mut self, watermark: i64) -> Result<Segments, WindowError> {
         let mut out = Segments::default();
-        let Self { lane, shape, stats, .. } = self;
-        self.keys.for_each(|key, window| {
+        let Self { lane, progress: Progress { shape, .. }, keys, stats } = self;
+        keys.visit_open(|key, window| {
             window.advance(&Cut { shape, lane, key }, watermark, &mut out, stats);
-        });
-        out
+        })
+        .map_err(|reason| WindowError::Store { lane: lane.clone(), reason })?;
+        Ok(out)
     }
 
     /// Newest event time seen less the lateness, microseconds.
     pub fn watermark(&self) -> Option<i64> {
-        self.max_time.map(|time| time.saturating_sub(self.shape.lateness))
+        let Progress { shape, max_time, .. } = &self.progress;
+        max_time.map(|time| time.saturating_sub(shape.lateness))
     }
 
-    /// Holds at most `max_keys` keys from now on, see [`KeyMap::limit`].
+    /// Holds at most `max_keys` keys in memory, from the next batch on.
     pub fn limit_keys(&mut self, max_keys: usize) {
         self.keys.limit(max_keys);
     }
 
-    /// Number of keys held.
+    /// Number of keys in memory.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
@@ -151,27 +221,9 @@ impl Segmenter {
         &self.lane
     }
 
-    /// The shape it cuts to.
-    pub fn shape(&self) -> &WindowShape {
-        &self.shape
-    }
-
     /// Counts since the last call.
     pub fn take_stats(&mut self) -> WindowStats {
         std::mem::take(&mut self.stats)
-    }
-
-    /// The slot of `key`, made the most recently seen; a new key may evict the oldest.
-    fn slot_of(&mut self, key: &str) -> usize {
-        let Self { keys, shape, first_sequence, first_run, stats, .. } = self;
-        keys.touch(key, |evicted| {
-            if let Some(window) = evicted {
-                *first_sequence = (*first_sequence).max(window.next_sequence());
-                *first_run = (*first_run).max(window.next_run());
-                stats.evicted += 1;
-            }
-            KeyWindow::new(shape, *first_sequence, *first_run)
-        })
     }
 }
 
@@ -182,11 +234,15 @@ mod tests {
     };
     use proptest::prelude::*;
 
+    use std::path::Path;
+    use std::slice::from_ref;
     use std::sync::Arc;
 
     use rustc_hash::FxHashMap;
 
     use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::config;
     use crate::decode::records_schema;
 
     /// One channel, windows of 3 samples at every sample, no lateness.
@@ -203,6 +259,23 @@ mod tests {
 
     fn segmenter(shape: &WindowShape) -> Segmenter {
         Segmenter::new(Lane::new("plant", 0), shape.clone(), 100)
+    }
+
+    fn store(folder: &Path) -> Store {
+        let config = config::Checkpoint {
+            store: Some(folder.to_owned().into()),
+            ..config::Checkpoint::default()
+        };
+        Store::open(&config).unwrap().unwrap()
+    }
+
+    /// Another segmenter that goes on where `segmenter` is.
+    fn saved_and_loaded(segmenter: &mut Segmenter, store: &Store, max_keys: usize) -> Segmenter {
+        let part = Part::new(Checkpoint::new_id());
+        let saved = segmenter.save(&part).unwrap();
+        store.save_part(&part).unwrap();
+        let (lane, shape) = (segmenter.lane.clone(), &segmenter.progress.shape);
+        Segmenter::load(lane, shape, max_keys, &saved, store).unwrap()
     }
 
     /// A record: key, time, offset, values.
@@ -305,7 +378,7 @@ mod tests {
         let mut segments = segmenter.push(&at_times(&[-4, 2, 4, 31, 39])).unwrap();
         assert!(segments.is_empty());
         segments.append(&mut segmenter.push(&at_times(&[40])).unwrap());
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         // The bins begin at -10, 0, 10, 20, 30 and 40.
         assert_eq!(
             values(&segments, &shape),
@@ -319,7 +392,7 @@ mod tests {
         let shape = WindowShape { resample: Some(1), max_gap: Some(100), ..shape() };
         let mut segmenter = segmenter(&shape);
         let mut segments = segmenter.push(&at_times(&[1, 2, 3, 8])).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         assert_eq!(
             values(&segments, &shape),
             [[1.0, 2.0, 3.0], [2.0, 3.0, -1.0], [3.0, -1.0, -1.0], [-1.0, -1.0, 8.0]]
@@ -348,7 +421,7 @@ mod tests {
         let shape = WindowShape { resample: Some(10), max_gap: Some(30), ..shape() };
         let mut segmenter = segmenter(&shape);
         let mut segments = segmenter.push(&at_times(&[0, 10, 20, 60, 70, 80])).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         assert_eq!(values(&segments, &shape), [[0.0, 10.0, 20.0], [60.0, 70.0, 80.0]]);
         assert_eq!(segments.runs, [0, 1]);
         assert_eq!(segmenter.take_stats().gaps, 1);
@@ -371,7 +444,7 @@ mod tests {
         let shape = WindowShape { lateness: 5, ..shape() };
         let mut segmenter = segmenter(&shape);
         let mut segments = segmenter.push(&at_times(&[10, 20, 14, 15, 30])).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         assert_eq!(values(&segments, &shape), [[10.0, 15.0, 20.0], [15.0, 20.0, 30.0]]);
         assert_eq!(segmenter.take_stats(), WindowStats { late: 1, ..WindowStats::default() });
         assert_eq!(segmenter.take_stats(), WindowStats::default());
@@ -382,10 +455,10 @@ mod tests {
         let shape = WindowShape { lateness: 100, ..shape() };
         let mut segmenter = segmenter(&shape);
         segmenter.push(&at_times(&[10, 20, 30])).unwrap();
-        let first = segmenter.advance(25);
+        let first = segmenter.advance(25).unwrap();
         assert!(first.is_empty());
         segmenter.push(&at_times(&[19, 20, 22])).unwrap();
-        let segments = segmenter.advance(i64::MAX);
+        let segments = segmenter.advance(i64::MAX).unwrap();
         assert_eq!(
             values(&segments, &shape),
             [[10.0, 20.0, 20.0], [20.0, 20.0, 22.0], [20.0, 22.0, 30.0]]
@@ -399,9 +472,9 @@ mod tests {
             WindowShape { resample: Some(10), max_gap: Some(100), lateness: 100, ..shape() };
         let mut segmenter = segmenter(&shape);
         segmenter.push(&at_times(&[5, 15])).unwrap();
-        segmenter.advance(22);
+        segmenter.advance(22).unwrap();
         segmenter.push(&at_times(&[18, 3, 21])).unwrap();
-        let segments = segmenter.advance(i64::MAX);
+        let segments = segmenter.advance(i64::MAX).unwrap();
         assert_eq!(values(&segments, &shape), [[5.0, 15.0, 21.0]]);
         assert_eq!(segmenter.take_stats().late, 2);
     }
@@ -411,9 +484,9 @@ mod tests {
         let shape = WindowShape { lateness: 5, ..shape() };
         let mut segmenter = segmenter(&shape);
         segmenter.push(&at_times(&[1, 2])).unwrap();
-        assert!(segmenter.advance(i64::MAX).is_empty());
+        assert!(segmenter.advance(i64::MAX).unwrap().is_empty());
         segmenter.push(&at_times(&[3])).unwrap();
-        assert_eq!(values(&segmenter.advance(i64::MAX), &shape), [[1.0, 2.0, 3.0]]);
+        assert_eq!(values(&segmenter.advance(i64::MAX).unwrap(), &shape), [[1.0, 2.0, 3.0]]);
     }
 
     #[test]
@@ -422,7 +495,7 @@ mod tests {
         let mut segmenter = segmenter(&shape);
         let mut segments =
             segmenter.push(&at_times(&[1000, 1001, 1002, 1, 2, 3, 4, 5, 6])).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         assert_eq!(
             values(&segments, &shape),
             [[1000.0, 1001.0, 1002.0], [3.0, 4.0, 5.0], [4.0, 5.0, 6.0]]
@@ -449,7 +522,10 @@ mod tests {
         let order = ["a", "a", "b", "a", "c", "b", "a", "a", "c", "b"];
         let records: Vec<_> =
             (0..).zip(order).map(|(n, key)| Record(key, n, n, vec![n as f32])).collect();
-        let segments = segmenter.push(&batch(1, &records)).unwrap();
+        let mut segments = Segments::default();
+        for record in &records {
+            segments.append(&mut segmenter.push(&batch(1, from_ref(record))).unwrap());
+        }
         assert_eq!(segments.len(), order.len());
         assert_eq!(segmenter.keys(), 2);
         // c evicts b, b evicts a, a evicts c, c evicts b, b evicts a.
@@ -476,7 +552,10 @@ mod tests {
             .zip(["a", "b", "a", "c", "a"])
             .map(|(n, key)| Record(key, n, n, vec![n as f32]))
             .collect();
-        let segments = segmenter.push(&batch(1, &records)).unwrap();
+        let mut segments = Segments::default();
+        for record in &records {
+            segments.append(&mut segmenter.push(&batch(1, from_ref(record))).unwrap());
+        }
         assert_eq!(values(&segments, &shape()), [[0.0, 2.0, 4.0]]);
     }
 
@@ -487,7 +566,7 @@ mod tests {
         let records = times_and_offsets.map(|(time, offset)| Record("m", time, offset, vec![0.0]));
         let mut segmenter = segmenter(&shape);
         let mut segments = segmenter.push(&batch(1, &records)).unwrap();
-        segments.append(&mut segmenter.advance(i64::MAX));
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         let bounds: Vec<_> =
             segments.meta.iter().map(|meta| (meta.first_offset, meta.last_offset)).collect();
         assert_eq!(bounds, [(100, 102), (101, 103), (101, 104)]);
@@ -500,10 +579,21 @@ mod tests {
         let mut segmenter = segmenter(&shape);
         assert!(segmenter.push(&at_times(&[1, 2, 3, 4])).unwrap().is_empty());
         assert_eq!(segmenter.watermark(), Some(4 - 1000));
-        assert!(segmenter.advance(2).is_empty());
-        assert_eq!(values(&segmenter.advance(3), &shape), [[1.0, 2.0, 3.0]]);
-        assert_eq!(values(&segmenter.advance(i64::MAX), &shape), [[2.0, 3.0, 4.0]]);
-        assert!(segmenter.advance(i64::MAX).is_empty());
+        assert!(segmenter.advance(2).unwrap().is_empty());
+        assert_eq!(values(&segmenter.advance(3).unwrap(), &shape), [[1.0, 2.0, 3.0]]);
+        assert_eq!(values(&segmenter.advance(i64::MAX).unwrap(), &shape), [[2.0, 3.0, 4.0]]);
+        assert!(segmenter.advance(i64::MAX).unwrap().is_empty());
+    }
+
+    #[test]
+    fn windows_cut_to_another_shape_are_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let part = Part::new(Checkpoint::new_id());
+        let saved = segmenter(&shape()).save(&part).unwrap();
+        let other = WindowShape { length: 4, ..shape() };
+        let error = Segmenter::load(Lane::new("plant", 0), &other, 2, &saved, &store).unwrap_err();
+        assert!(error.to_string().starts_with("windows of plant[0]: saved as "), "{error}");
     }
 
     #[test]
@@ -704,7 +794,9 @@ mod tests {
             records in stream(),
             cuts in prop::collection::vec(0..80_usize, 0..6),
         ) {
-            let mut segmenter = segmenter(&shape);
+            let folder = tempfile::tempdir().unwrap();
+            let store = store(folder.path());
+            let mut segmenter = segmenter(&shape).with_store(Some(store.clone()));
             let mut segments = Segments::default();
             let mut rest = records.as_slice();
             for cut in cuts {
@@ -712,13 +804,12 @@ mod tests {
                 segments.append(&mut segmenter.push(&batch(2, head)).unwrap());
                 // A restart from a checkpoint changes nothing; counts are not part of it.
                 let stats = segmenter.stats;
-                let saved = postcard::to_stdvec(&segmenter).unwrap();
-                segmenter = postcard::from_bytes(&saved).unwrap();
+                segmenter = saved_and_loaded(&mut segmenter, &store, 100);
                 segmenter.stats = stats;
                 rest = tail;
             }
             segments.append(&mut segmenter.push(&batch(2, rest)).unwrap());
-            segments.append(&mut segmenter.advance(i64::MAX));
+            segments.append(&mut segmenter.advance(i64::MAX).unwrap());
 
             let stats = segmenter.take_stats();
             let (expected, expected_stats) = reference(&shape, &records);
@@ -733,10 +824,15 @@ mod tests {
             sizes in prop::collection::vec(0..9_usize, 80),
             max_keys in 1..3_usize,
         ) {
-            let new = || Segmenter::new(Lane::new("plant", 0), shape.clone(), max_keys);
+            let folder = tempfile::tempdir().unwrap();
+            let store = store(folder.path());
+            let new = || {
+                Segmenter::new(Lane::new("plant", 0), shape.clone(), max_keys)
+                    .with_store(Some(store.clone()))
+            };
             let mut whole = new();
             let mut expected = whole.push(&batch(2, &records)).unwrap();
-            expected.append(&mut whole.advance(i64::MAX));
+            expected.append(&mut whole.advance(i64::MAX).unwrap());
 
             let mut in_parts = new();
             let mut found = Segments::default();
@@ -746,11 +842,16 @@ mod tests {
                 found.append(&mut in_parts.push(&batch(2, head)).unwrap());
                 rest = tail;
             }
-            found.append(&mut in_parts.advance(i64::MAX));
+            found.append(&mut in_parts.advance(i64::MAX).unwrap());
 
             prop_assert_eq!(&found.meta, &expected.meta);
             prop_assert_eq!(plain(&found, &shape), plain(&expected, &shape));
-            prop_assert_eq!(in_parts.take_stats(), whole.take_stats());
+            // Keys are evicted at the end of a batch.
+            let stats = |segmenter: &mut Segmenter| WindowStats {
+                evicted: 0,
+                ..segmenter.take_stats()
+            };
+            prop_assert_eq!(stats(&mut in_parts), stats(&mut whole));
         }
 
         #[test]
@@ -770,8 +871,8 @@ mod tests {
             let shape = WindowShape { channels: 1, length, stride, resample, max_gap, lateness };
             let mut segmenter = segmenter(&shape);
             let mut segments = segmenter.push(&at_times(&times)).unwrap();
-            segments.append(&mut segmenter.advance(watermark));
-            segments.append(&mut segmenter.advance(i64::MAX));
+            segments.append(&mut segmenter.advance(watermark).unwrap());
+            segments.append(&mut segmenter.advance(i64::MAX).unwrap());
             for meta in &segments.meta {
                 prop_assert!(meta.window_start <= meta.window_end, "{meta:?}");
             }
@@ -785,11 +886,14 @@ mod tests {
             watermark in -50..200_i64,
             max_keys in 1..3_usize,
         ) {
-            let mut original = Segmenter::new(Lane::new("plant", 0), shape.clone(), max_keys);
+            let folder = tempfile::tempdir().unwrap();
+            let store = store(folder.path());
+            let lane = Lane::new("plant", 0);
+            let mut original =
+                Segmenter::new(lane, shape.clone(), max_keys).with_store(Some(store.clone()));
             original.push(&batch(2, &before)).unwrap();
-            original.advance(watermark);
-            let saved = postcard::to_stdvec(&original).unwrap();
-            let mut restored: Segmenter = postcard::from_bytes(&saved).unwrap();
+            original.advance(watermark).unwrap();
+            let mut restored = saved_and_loaded(&mut original, &store, max_keys);
             original.take_stats();
 
             prop_assert_eq!(restored.watermark(), original.watermark());
@@ -800,11 +904,45 @@ mod tests {
                         let after = batch(2, &after);
                         (original.push(&after).unwrap(), restored.push(&after).unwrap())
                     }
-                    _ => (original.advance(i64::MAX), restored.advance(i64::MAX)),
+                    _ => (original.advance(i64::MAX).unwrap(), restored.advance(i64::MAX).unwrap()),
                 };
                 prop_assert_eq!(plain(&one, &shape), plain(&other, &shape));
             }
             prop_assert_eq!(restored.take_stats(), original.take_stats());
+        }
+
+        #[test]
+        fn segments_are_the_same_however_few_keys_are_in_memory(
+            shape in shapes(),
+            records in stream(),
+            watermark in -50..200_i64,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let store = store(folder.path());
+            let lane = Lane::new("plant", 0);
+            let mut few = Segmenter::new(lane, shape.clone(), 1).with_store(Some(store));
+            let mut all = segmenter(&shape);
+            let size = shape.channels * shape.length;
+            let bits = |segments: Segments| -> Vec<_> {
+                let values = |at| segments.segment(at, size).iter().map(|value| value.to_bits());
+                let values: Vec<Vec<u32>> =
+                    (0..segments.len()).map(|at| values(at).collect()).collect();
+                segments.meta.into_iter().zip(values).collect()
+            };
+            for (at, record) in records.iter().enumerate() {
+                let record = batch(2, from_ref(record));
+                let (few_cut, all_cut) = (few.push(&record).unwrap(), all.push(&record).unwrap());
+                prop_assert_eq!(bits(few_cut), bits(all_cut));
+                prop_assert_eq!(few.keys(), 1);
+                if at == records.len() / 2 {
+                    let (few_cut, all_cut) =
+                        (few.advance(watermark).unwrap(), all.advance(watermark).unwrap());
+                    prop_assert_eq!(bits(few_cut), bits(all_cut));
+                }
+            }
+            let (few_cut, all_cut) =
+                (few.advance(i64::MAX).unwrap(), all.advance(i64::MAX).unwrap());
+            prop_assert_eq!(bits(few_cut), bits(all_cut));
         }
 
         #[test]
@@ -816,10 +954,10 @@ mod tests {
             let mut segmenter = segmenter(&shape);
             let mut segments = Segments::default();
             for (record, watermark) in records.iter().zip(watermarks) {
-                segments.append(&mut segmenter.push(&batch(2, std::slice::from_ref(record))).unwrap());
-                segments.append(&mut segmenter.advance(watermark));
+                segments.append(&mut segmenter.push(&batch(2, from_ref(record))).unwrap());
+                segments.append(&mut segmenter.advance(watermark).unwrap());
             }
-            segments.append(&mut segmenter.advance(i64::MAX));
+            segments.append(&mut segmenter.advance(i64::MAX).unwrap());
             let mut last_end: FxHashMap<(&str, u64), i64> = FxHashMap::default();
             for (meta, run) in segments.meta.iter().zip(&segments.runs) {
                 let last = last_end.insert((&meta.key, *run), meta.window_end);
