@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::feed::Committed;
 use super::{RuntimeError, Status};
-use crate::checkpoint::{Checkpoint, Store};
+use crate::checkpoint::{Checkpoint, Part, Store};
 use crate::decode::DeadLetter;
 use crate::faults::step;
 use crate::sink::{Outputs, Positions, Sink, StagedFile};
@@ -31,8 +31,8 @@ pub enum Delivery {
 /// An epoch to be made durable.
 pub struct Epoch {
     pub positions: Vec<(Lane, i64)>,
-    /// What to save, where there is a store.
-    pub checkpoint: Option<Checkpoint>,
+    /// What to save, where there is a store, and the part that it adds.
+    pub checkpoint: Option<(Checkpoint, Part)>,
     pub done: Sender<Committed>,
 }
 
@@ -104,11 +104,11 @@ impl Deliver<'_> {
             self.publish()?;
         }
         let mut id = String::new();
-        if let (Some(store), Some(checkpoint)) = (self.store, &mut epoch.checkpoint) {
+        if let (Some(store), Some((checkpoint, part))) = (self.store, &mut epoch.checkpoint) {
             if self.exactly_once {
                 checkpoint.staged = staged;
             }
-            let bytes = store.save(checkpoint)?;
+            let bytes = store.save(checkpoint, part)?;
             metrics::gauge!(telemetry::CHECKPOINT_BYTES).set(bytes as f64);
             id.clone_from(&checkpoint.id);
         }
@@ -119,7 +119,7 @@ impl Deliver<'_> {
                 self.publish()?;
             }
             self.status.count_commit();
-            if let Some(checkpoint) = &epoch.checkpoint {
+            if let Some((checkpoint, _)) = &epoch.checkpoint {
                 self.prune(&checkpoint.pipeline)?;
             }
             let seconds = began.elapsed().as_secs_f64();

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
 
-use super::ingest::{Answer, SavedWindows, Task, load_windows};
+use super::ingest::{Answer, SavedLanes, Task};
 use super::{RuntimeError, Status};
-use crate::checkpoint::{Checkpoint, Store};
+use crate::checkpoint::{Checkpoint, Part, SavedKeys, Store};
 use crate::config;
 use crate::sink::StagedFile;
 use crate::source::{Assignment, Event, Lane, Source, SourceBatch, SourceError};
 use crate::telemetry;
-use crate::window::WindowShape;
+use crate::window::{Segmenter, WindowShape};
 
 /// What the learner's thread gets, in the order in which the source gave it.
 pub enum Ordered {
@@ -24,6 +24,11 @@ pub enum Ordered {
     Work(Receiver<Answer>),
     /// The model and calibration of a checkpoint, to go on with.
     Restore(Vec<u8>),
+    /// A lane is taken over, with what a checkpoint has of its keys, and whether that was made with
+    /// the model that this process goes on from.
+    Open { lane: Lane, keys: Option<SavedKeys>, same_model: bool },
+    /// A lane is let go.
+    Close(Lane),
     /// What a checkpoint that a lane was committed with had staged.
     Recover(Vec<StagedFile>),
     /// Everything before this is to be made durable.
@@ -35,7 +40,9 @@ pub struct Commit {
     /// Per lane, the offset at which reading resumes.
     pub positions: Vec<(Lane, i64)>,
     /// From each worker, its lanes' windows as of here.
-    pub windows: Vec<Receiver<SavedWindows>>,
+    pub windows: Vec<Receiver<SavedLanes>>,
+    /// What its checkpoint adds to the store, where there is one.
+    pub part: Option<Part>,
     /// Told once it is durable, or why the positions are not yet.
     pub done: Sender<Committed>,
 }
@@ -83,8 +90,9 @@ pub struct Feed<'a> {
     held: VecDeque<Held>,
     jammed: Option<Instant>,
     paused: bool,
-    /// Whether the model is this process's own by now.
+    /// Whether the model is this process's own by now, and the checkpoint that it went on from.
     restored: bool,
+    model: Option<String>,
     /// Whether anything happened since the last commit was asked for, when that was, and whether
     /// it is still under way.
     changed: bool,
@@ -124,6 +132,7 @@ impl<'a> Feed<'a> {
             jammed: None,
             paused: false,
             restored: false,
+            model: None,
             changed: false,
             asked: Instant::now(),
             committing: None,
@@ -172,9 +181,11 @@ impl<'a> Feed<'a> {
             Event::Assigned(assignments) => {
                 // Lanes that come together were mostly committed together.
                 let mut loaded = None;
+                let share = self.share(self.lanes.len() + assignments.len());
                 for assignment in assignments {
-                    self.take_over(assignment, &mut loaded)?;
+                    self.take_over(assignment, share, &mut loaded)?;
                 }
+                self.share_out()?;
                 // A source without positions of its own assigns once.
                 self.resumed = None;
                 self.status.set_ready(!self.lanes.is_empty());
@@ -193,8 +204,10 @@ impl<'a> Feed<'a> {
                 }
                 for lane in revoked {
                     self.worker(&lane).send(Task::Close(lane.clone())).map_err(ended)?;
+                    self.learner.send(Ordered::Close(lane.clone())).map_err(ended)?;
                     self.lanes.remove(&lane);
                 }
+                self.share_out()?;
                 self.status.set_ready(!self.lanes.is_empty());
                 self.source.release()?;
             }
@@ -212,6 +225,7 @@ impl<'a> Feed<'a> {
     fn take_over(
         &mut self,
         assignment: Assignment,
+        max_keys: usize,
         loaded: &mut Option<Checkpoint>,
     ) -> Result<(), RuntimeError> {
         let lane = assignment.lane;
@@ -229,29 +243,43 @@ impl<'a> Feed<'a> {
             }
             _ => self.resumed.as_ref(),
         };
-        let mut windows = None;
-        if let Some(checkpoint) = checkpoint {
-            let saved = checkpoint.windows.iter().find(|(saved, _)| *saved == lane);
-            windows = saved
-                .map(|(lane, bytes)| {
-                    load_windows(lane, bytes, &self.shape, self.pipeline.windows.max_keys)
-                        .map(Box::new)
-                })
-                .transpose()?;
+        let (mut windows, mut keys, mut same_model) = (None, None, true);
+        if let (Some(checkpoint), Some(store)) = (checkpoint, self.store) {
             if !self.restored {
                 tracing::info!(checkpoint = checkpoint.id, "going on from a checkpoint");
                 let core = checkpoint.core.clone();
                 self.learner.send(Ordered::Restore(core)).map_err(ended)?;
+                self.model = Some(checkpoint.id.clone());
             }
+            same_model = self.model.as_ref() == Some(&checkpoint.id);
+            if let Some((_, saved)) = checkpoint.windows.iter().find(|(saved, _)| *saved == lane) {
+                let loaded = Segmenter::load(lane.clone(), &self.shape, max_keys, saved, store)?;
+                windows = Some(Box::new(loaded));
+            }
+            keys = checkpoint.keys.iter().find(|(saved, _)| *saved == lane);
         }
         // From here on the model is ahead of any that a later assignment could bring.
         self.restored = true;
+        let keys = keys.map(|(_, keys)| keys.clone());
+        let open = Ordered::Open { lane: lane.clone(), keys, same_model };
+        self.learner.send(open).map_err(ended)?;
         self.worker(&lane).send(Task::Open(lane.clone(), windows)).map_err(ended)?;
         // A lane without news is committed too: with the checkpoints to come, which hold its
         // windows, for older ones are dropped.
         let state = LaneState { next_offset, last_batch: Instant::now(), idle: false };
         self.lanes.insert(lane, state);
         Ok(())
+    }
+
+    /// Keys that each of `lanes` may hold in memory.
+    fn share(&self, lanes: usize) -> usize {
+        self.pipeline.windows.max_keys / lanes.max(1)
+    }
+
+    /// Gives each lane as many keys in memory as any other.
+    fn share_out(&self) -> Result<(), RuntimeError> {
+        let share = self.share(self.lanes.len());
+        self.workers.iter().try_for_each(|worker| worker.send(Task::Limit(share)).map_err(ended))
     }
 
     /// Hands on what is held. `false` while the learner is full, but not for so long that the
@@ -410,22 +438,27 @@ impl<'a> Feed<'a> {
 
     /// A commit of all that was handed on so far, what the workers are to answer for it, and where
     /// it tells its outcome.
-    fn prepare_commit(&self) -> (Commit, Vec<Sender<SavedWindows>>, Receiver<Committed>) {
-        let workers = if self.store.is_some() { self.workers.len() } else { 0 };
-        let (saves, windows) = (0..workers).map(|_| std::sync::mpsc::channel()).unzip();
+    fn prepare_commit(&self) -> (Commit, Vec<(Part, Sender<SavedLanes>)>, Receiver<Committed>) {
+        let part = self.store.map(|_| Part::new(Checkpoint::new_id()));
+        let (mut saves, mut windows) = (Vec::new(), Vec::new());
+        for part in part.iter().flat_map(|part| std::iter::repeat_n(part, self.workers.len())) {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            saves.push((part.clone(), sender));
+            windows.push(receiver);
+        }
         let positions = self
             .lanes
             .iter()
             .filter_map(|(lane, state)| state.next_offset.map(|next| (lane.clone(), next)))
             .collect();
         let (done, committed) = std::sync::mpsc::channel();
-        (Commit { positions, windows, done }, saves, committed)
+        (Commit { positions, windows, part, done }, saves, committed)
     }
 
     /// Has the workers save their windows for a commit that was handed on.
-    fn save(&mut self, saves: Vec<Sender<SavedWindows>>) -> Result<(), RuntimeError> {
-        for (worker, save) in self.workers.iter().zip(saves) {
-            worker.send(Task::Save(save)).map_err(ended)?;
+    fn save(&mut self, saves: Vec<(Part, Sender<SavedLanes>)>) -> Result<(), RuntimeError> {
+        for (worker, (part, sender)) in self.workers.iter().zip(saves) {
+            worker.send(Task::Save(part, sender)).map_err(ended)?;
         }
         (self.changed, self.asked) = (false, Instant::now());
         Ok(())

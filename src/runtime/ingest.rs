@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Part, SavedWindows, Store};
 use crate::config;
 use crate::decode::{DeadLetter, DecodeError, Decoded, Decoder};
 use crate::source::{Lane, Payload, SourceBatch};
@@ -23,12 +23,14 @@ pub enum Task {
     Idle(Lane, Sender<Answer>),
     /// The stream of a lane is over.
     Finish(Lane, Sender<Answer>),
-    /// The windows of all lanes, for a checkpoint.
-    Save(Sender<SavedWindows>),
+    /// The windows of all lanes, for a checkpoint: what changed is added to its part.
+    Save(Part, Sender<SavedLanes>),
+    /// How many keys each lane may hold in memory from now on.
+    Limit(usize),
 }
 
-/// The windows of a worker's lanes, as bytes.
-pub type SavedWindows = Result<Vec<(Lane, Vec<u8>)>, CheckpointError>;
+/// The windows of a worker's lanes.
+pub type SavedLanes = Result<Vec<(Lane, SavedWindows)>, CheckpointError>;
 
 /// What a worker says to a task.
 pub type Answer = Result<Ingested, IngestError>;
@@ -53,7 +55,7 @@ pub struct Ingested {
     pub appended_ms: Option<i64>,
 }
 
-/// A batch that no worker could take: a defect, not bad input.
+/// A batch that no worker could take: a defect or a store that fails, not bad input.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     #[error(transparent)]
@@ -62,11 +64,19 @@ pub enum IngestError {
     Unknown(Lane),
 }
 
+impl IngestError {
+    /// Whether going on from the last commit may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Window(WindowError::Store { reason, .. }) if reason.is_retryable())
+    }
+}
+
 /// Serves tasks until their sender is gone.
 pub struct Worker {
     decoder: Decoder,
     shape: WindowShape,
     max_keys: usize,
+    store: Option<Store>,
     lanes: HashMap<Lane, Segmenter>,
     /// Newest watermark of all workers' lanes, microseconds since the epoch.
     watermark: Arc<AtomicI64>,
@@ -79,6 +89,7 @@ impl Worker {
     /// If the records that the pipeline file describes cannot be decoded.
     pub fn new(
         pipeline: &config::Pipeline,
+        store: Option<Store>,
         watermark: Arc<AtomicI64>,
     ) -> Result<Self, DecodeError> {
         let (format, csv) = match &pipeline.source {
@@ -92,6 +103,7 @@ impl Worker {
             decoder: Decoder::new(&pipeline.records, format, &csv)?,
             shape: WindowShape::new(&pipeline.windows, pipeline.records.channels.len()),
             max_keys: pipeline.windows.max_keys,
+            store,
             lanes: HashMap::new(),
             watermark,
         })
@@ -110,14 +122,21 @@ impl Worker {
                     drop(answer.send(self.advance(lane, watermark)));
                 }
                 Task::Finish(lane, answer) => drop(answer.send(self.advance(lane, i64::MAX))),
-                Task::Save(answer) => drop(answer.send(self.save())),
+                Task::Save(part, answer) => drop(answer.send(self.save(&part))),
+                Task::Limit(max_keys) => {
+                    self.max_keys = max_keys;
+                    self.lanes.values_mut().for_each(|lane| lane.limit_keys(max_keys));
+                }
             }
         }
     }
 
     fn open(&mut self, lane: Lane, windows: Option<Box<Segmenter>>) {
         let segmenter = windows.map_or_else(
-            || Segmenter::new(lane.clone(), self.shape.clone(), self.max_keys),
+            || {
+                Segmenter::new(lane.clone(), self.shape.clone(), self.max_keys)
+                    .with_store(self.store.clone())
+            },
             |segmenter| *segmenter,
         );
         self.lanes.insert(lane, segmenter);
@@ -154,22 +173,13 @@ impl Worker {
     fn advance(&mut self, lane: Lane, watermark: i64) -> Answer {
         let segmenter =
             self.lanes.get_mut(&lane).ok_or_else(|| IngestError::Unknown(lane.clone()))?;
-        let segments = segmenter.advance(watermark);
+        let segments = segmenter.advance(watermark)?;
         Ok(describe(segmenter, segments))
     }
 
-    fn save(&self) -> SavedWindows {
-        self.lanes
-            .iter()
-            .map(|(lane, segmenter)| {
-                let bytes =
-                    postcard::to_stdvec(segmenter).map_err(|error| CheckpointError::State {
-                        what: format!("windows of {lane}"),
-                        reason: error.to_string(),
-                    })?;
-                Ok((lane.clone(), bytes))
-            })
-            .collect()
+    fn save(&mut self, part: &Part) -> SavedLanes {
+        let lanes = self.lanes.iter_mut();
+        lanes.map(|(lane, segmenter)| Ok((lane.clone(), segmenter.save(part)?))).collect()
     }
 }
 
@@ -181,29 +191,4 @@ fn describe(segmenter: &mut Segmenter, segments: Segments) -> Ingested {
         watermark: segmenter.watermark().map(|watermark| (segmenter.lane().clone(), watermark)),
         ..Ingested::default()
     }
-}
-
-/// The windows of a lane from a checkpoint's bytes, if they are cut as `shape` says; from now on
-/// they are of at most `max_keys` keys.
-///
-/// # Errors
-/// If the bytes are not windows, or were cut to another shape.
-pub fn load_windows(
-    lane: &Lane,
-    bytes: &[u8],
-    shape: &WindowShape,
-    max_keys: usize,
-) -> Result<Segmenter, CheckpointError> {
-    let failed =
-        |reason: String| CheckpointError::State { what: format!("windows of {lane}"), reason };
-    let mut segmenter: Segmenter =
-        postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
-    if segmenter.shape() != shape {
-        return Err(failed(format!(
-            "saved as {:?}, the pipeline file says {shape:?}: [windows] or records.channels changed",
-            segmenter.shape()
-        )));
-    }
-    segmenter.limit_keys(max_keys);
-    Ok(segmenter)
 }

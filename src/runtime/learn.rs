@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::core::Core;
+use super::core::{Core, SavedCore};
 use super::deliver::{Delivery, Epoch};
 use super::feed::{Commit, Ordered};
 use super::ingest::Ingested;
@@ -44,7 +44,7 @@ impl<'a> Learn<'a> {
             config::Source::Generator(generator) => generator.rate > 0.0,
             config::Source::File(_) => false,
         };
-        let core = Core::new(pipeline);
+        let core = Core::new(pipeline).with_store(store.cloned());
         let summary = Summary::default();
         Self { pipeline, core, store, deliveries, backlog, live, share: 0.0, summary }
     }
@@ -59,7 +59,14 @@ impl<'a> Learn<'a> {
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
                     self.process(ingested, self.live && waiting + 1 >= QUEUE)?;
                 }
-                Ordered::Restore(core) => self.core = Core::load(&core, self.pipeline)?,
+                Ordered::Restore(core) => {
+                    let store = self.store.cloned();
+                    self.core = Core::load(&core, self.pipeline)?.with_store(store);
+                }
+                Ordered::Open { lane, keys, same_model } => {
+                    self.core.open_lane(lane, keys.as_ref(), same_model)?;
+                }
+                Ordered::Close(lane) => self.core.close_lane(&lane)?,
                 Ordered::Recover(staged) => {
                     let staged = Delivery::Recover(staged);
                     self.deliveries.send(staged).map_err(|_| RuntimeError::Ended)?;
@@ -92,7 +99,7 @@ impl<'a> Learn<'a> {
                 let outputs = Delivery::Outputs(outputs);
                 delivered = deliveries.send(outputs).map_err(|_| RuntimeError::Ended);
             }
-        });
+        })?;
         delivered?;
         if !ingested.segments.is_empty() {
             let (scoring, learning) = (effort.scoring.as_secs_f64(), effort.learning.as_secs_f64());
@@ -117,23 +124,24 @@ impl<'a> Learn<'a> {
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), RuntimeError> {
-        let checkpoint = match self.store {
+        let checkpoint = match commit.part {
             None => None,
-            Some(_) => {
+            Some(part) => {
                 let mut windows = Vec::new();
                 for saved in commit.windows {
                     windows.extend(saved.recv().map_err(|_| RuntimeError::Ended)??);
                 }
-                // The same state is the same file, whatever order a hash map had.
-                windows.sort();
-                Some(Checkpoint {
-                    id: Checkpoint::new_id(),
+                let SavedCore { core, keys } = self.core.save(&part)?;
+                let checkpoint = Checkpoint {
+                    id: part.id().to_owned(),
                     pipeline: self.pipeline.name.clone(),
                     positions: commit.positions.clone(),
                     windows,
-                    core: self.core.save()?,
+                    keys,
                     staged: Vec::new(),
-                })
+                    core,
+                };
+                Some((checkpoint, part))
             }
         };
         let epoch = Epoch { positions: commit.positions, checkpoint, done: commit.done };

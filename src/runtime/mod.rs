@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
-pub use self::core::{Core, Effort};
+pub use self::core::{Core, Effort, SavedCore};
 pub use self::ingest::IngestError;
 pub use self::rewind::serve;
 pub use self::status::Status;
@@ -88,7 +88,8 @@ impl RuntimeError {
             Self::Sink(error) => error.is_retryable(),
             Self::Checkpoint(error) => error.is_retryable(),
             Self::Step(error) => faults::may_pass(error.kind()),
-            Self::Decode(_) | Self::Ingest(_) | Self::Ended | Self::Thread(_) => false,
+            Self::Ingest(error) => error.is_retryable(),
+            Self::Decode(_) | Self::Ended | Self::Thread(_) => false,
         }
     }
 
@@ -214,7 +215,7 @@ pub fn run(
         let cores = thread::available_parallelism().map_or(1, usize::from);
         for number in 0..cores.min(WORKERS) {
             let (sender, receiver) = channel();
-            let worker = Worker::new(pipeline, Arc::clone(&watermark))?;
+            let worker = Worker::new(pipeline, store.cloned(), Arc::clone(&watermark))?;
             spawn(&format!("ingest-{number}"))
                 .spawn_scoped(scope, move || worker.run(receiver))
                 .map_err(RuntimeError::Thread)?;

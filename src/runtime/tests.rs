@@ -203,6 +203,12 @@ impl Sink for Memory {
     }
 }
 
+fn store(folder: &std::path::Path) -> Store {
+    let state = Some(folder.join("state").into());
+    let config = config::Checkpoint { store: state, ..config::Checkpoint::default() };
+    Store::open(&config).expect("a store").expect("a folder is named")
+}
+
 fn assigned(lanes: &[(&str, Option<i64>)]) -> Act {
     let assignment = |(lane, offset): &(&str, Option<i64>)| Assignment {
         lane: Lane::new(*lane, 0),
@@ -399,9 +405,7 @@ fn a_stop_and_a_resume_give_the_bits_of_one_run() {
     let at_once = results([fresh()].into_iter().chain(turns(0, 20)).collect(), (None, None));
 
     let folder = tempfile::tempdir().expect("a folder");
-    let state = folder.path().join("state");
-    let config = config::Checkpoint { store: Some(state.into()), ..config::Checkpoint::default() };
-    let store = Store::open(&config).expect("a store").expect("a folder is named");
+    let store = store(folder.path());
     let first = [fresh()].into_iter().chain(turns(0, 9)).chain([Act::Stop]);
     let mut in_two = results(first.collect(), (Some(&store), None));
     let resumed = store.latest("plant").expect("readable").expect("a checkpoint");
@@ -411,6 +415,62 @@ fn a_stop_and_a_resume_give_the_bits_of_one_run() {
 
     assert_eq!(at_once.len(), 98);
     assert_eq!(in_two, at_once);
+}
+
+/// Records of twenty keys at `offsets` of the lane `a`: as each comes, some are silent for a while.
+fn batch_of_many(offsets: std::ops::Range<i64>) -> Act {
+    let key = |offset: i64| (offset * 7 + offset / 60) % (5 + offset / 20 % 4 * 5);
+    let keys: Vec<String> = offsets.clone().map(|offset| format!("key-{}", key(offset))).collect();
+    let times = offsets.clone().map(|offset| (offset - offset % 3) * 1_000_000);
+    let values = offsets.clone().map(|offset| (offset as f32 * 0.7).sin());
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(keys)),
+        Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
+        Arc::new(Int64Array::from_iter_values(offsets.clone())),
+        Arc::new(Float32Array::from_iter_values(values)),
+    ];
+    let records = RecordBatch::try_new(records_schema(&["c".to_owned()]), columns);
+    let records = records.expect("columns in the schema");
+    let decoded = Decoded { records, dead_letters: Vec::new(), skipped: 0 };
+    Act::Tell(Event::Batch(SourceBatch {
+        lane: Lane::new("a", 0),
+        next_offset: offsets.end,
+        appended_ms: None,
+        payload: Payload::Decoded(decoded),
+    }))
+}
+
+#[test]
+fn keys_that_wait_in_the_store_give_the_bits_of_keys_in_memory() {
+    let log = Log::default();
+    let results = |max_keys: usize, stops: &[i64]| {
+        let mut pipeline = pipeline();
+        pipeline.windows.max_keys = max_keys;
+        pipeline.windows.lateness = config::TimeSpan::from_secs(40);
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path());
+        let mut entries = Vec::new();
+        let mut start = 0;
+        for (stop, last) in stops.iter().map(|stop| (*stop, false)).chain([(900, true)]) {
+            let status = Arc::new(Status::default());
+            let resumed = store.latest("plant").expect("readable");
+            let batches = (start..stop).step_by(30).map(|at| batch_of_many(at..at + 30));
+            let committed = (start > 0).then_some(start);
+            let acts = [assigned(&[("a", committed)])].into_iter().chain(batches);
+            let end = (!last).then_some(Act::Stop);
+            let source = Script::new(acts.chain(end), &status, &log);
+            let sink = Memory { bits: true, ..sink(&log) };
+            let opened = opened(source, sink, resumed);
+            run(&pipeline, opened, Some(&store), &status).expect("it runs");
+            entries.extend(log.take().into_iter().filter(|entry| entry != "flush"));
+            start = stop;
+        }
+        entries
+    };
+    let in_memory = results(1000, &[]);
+    assert!(in_memory.len() > 300);
+    assert_eq!(results(2, &[]), in_memory);
+    assert_eq!(results(2, &[90, 300, 330, 600]), in_memory);
 }
 
 #[test]
@@ -423,11 +483,15 @@ fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
         pipeline: "plant".to_owned(),
         positions: Vec::new(),
         windows: Vec::new(),
-        core: vec![1, 2, 3],
+        keys: Vec::new(),
         staged: Vec::new(),
+        core: vec![1, 2, 3],
     };
     let source = Script::new(acts, &status, &log);
-    let error = run(&pipeline(), opened(source, sink(&log), Some(resumed)), None, &status);
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = store(folder.path());
+    let opened = opened(source, sink(&log), Some(resumed));
+    let error = run(&pipeline(), opened, Some(&store), &status);
     let error = error.expect_err("rubbish").to_string();
     assert!(error.starts_with("checkpoint: model and calibration: "), "{error}");
     assert!(log.take().is_empty());
