@@ -44,7 +44,7 @@ metrics_table! {
     WINDOW_LATE = Counter "contrastream_window_late_records_total", "Records behind their key's watermark, left out of windows.";
     WINDOW_GAPS = Counter "contrastream_window_gaps_total", "Runs ended by a gap longer than windows.max_gap.";
     WINDOW_CLOCK_RESETS = Counter "contrastream_window_clock_resets_total", "Keys whose clock was set back for good.";
-    WINDOW_EVICTED = Counter "contrastream_window_evicted_keys_total", "Keys dropped to make room for others.";
+    WINDOW_EVICTED = Counter "contrastream_window_evicted_keys_total", "Keys evicted to make room for others.";
     WINDOW_KEYS = Gauge "contrastream_window_open_keys", "Keys that a lane holds.";
     WINDOW_LAG = Gauge "contrastream_window_watermark_lag_seconds", "Wall-clock time less a lane's watermark.";
     WINDOW_SEGMENTS = Counter "contrastream_window_segments_total", "Segments completed.";

@@ -600,7 +600,9 @@ mod tests {
         for number in 0..4_u8 {
             let part = Part::new(Checkpoint::new_id());
             let offset = part.append(vec![number]).expect("appended");
-            assert_eq!(store.read(&part, &[offset..offset + 1]).expect("read"), [vec![number]]);
+            let range = offset..offset + 1;
+            let read = || store.read(&part, std::slice::from_ref(&range)).expect("read");
+            assert_eq!(read(), [vec![number]]);
             let part_id = part.id().to_owned();
             let index = SavedIndex {
                 part: part_id.clone(),
@@ -616,7 +618,7 @@ mod tests {
             let keys = vec![(Lane::new("sensors", 3), SavedKeys { seen: 1, indices: recent })];
             let saved = Checkpoint { keys, ..checkpoint(&part_id) };
             store.save(&saved, &part).expect("saved");
-            assert_eq!(store.read(&part, &[offset..offset + 1]).expect("read"), [vec![number]]);
+            assert_eq!(read(), [vec![number]]);
             ids.push(part_id);
         }
         let orphan = format!("{:020}-{:016x}", 1, 1);

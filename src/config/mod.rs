@@ -230,7 +230,9 @@ pub struct Windows {
     pub lateness: TimeSpan,
     /// Wall-clock silence after which a partition no longer holds the watermark back.
     pub idle: TimeSpan,
-    /// Keys held at once; the least recently seen one makes room.
+    /// Keys held in memory at once, over all partitions; the least recently seen ones make room.
+    /// They come back from the checkpoint store when they are seen again; without one they begin
+    /// anew.
     pub max_keys: usize,
 }
 
