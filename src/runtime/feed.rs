@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
 
-use super::ingest::{Answer, SavedLanes, Task};
+use super::ingest::{Answer, FINISHED, SavedLanes, Task};
 use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Part, SavedKeys, Store};
 use crate::config;
@@ -362,7 +362,7 @@ impl<'a> Feed<'a> {
             }
         }
         for lane in self.lanes.keys() {
-            let (sender, receiver) = std::sync::mpsc::channel();
+            let (sender, receiver) = std::sync::mpsc::sync_channel(FINISHED);
             self.worker(lane).send(Task::Finish(lane.clone(), sender)).map_err(ended)?;
             self.backlog.fetch_add(1, Ordering::Relaxed);
             self.learner.send(Ordered::Work(receiver)).map_err(ended)?;
@@ -438,12 +438,12 @@ impl<'a> Feed<'a> {
 
     /// A commit of all that was handed on so far, what the workers are to answer for it, and where
     /// it tells its outcome.
-    fn prepare_commit(&self) -> (Commit, Vec<(Part, Sender<SavedLanes>)>, Receiver<Committed>) {
+    fn prepare_commit(&self) -> (Commit, Vec<Task>, Receiver<Committed>) {
         let part = self.store.map(|_| Part::new(Checkpoint::new_id()));
         let (mut saves, mut windows) = (Vec::new(), Vec::new());
         for part in part.iter().flat_map(|part| std::iter::repeat_n(part, self.workers.len())) {
             let (sender, receiver) = std::sync::mpsc::channel();
-            saves.push((part.clone(), sender));
+            saves.push(Task::Save(part.clone(), sender));
             windows.push(receiver);
         }
         let positions = self
@@ -456,9 +456,9 @@ impl<'a> Feed<'a> {
     }
 
     /// Has the workers save their windows for a commit that was handed on.
-    fn save(&mut self, saves: Vec<(Part, Sender<SavedLanes>)>) -> Result<(), RuntimeError> {
-        for (worker, (part, sender)) in self.workers.iter().zip(saves) {
-            worker.send(Task::Save(part, sender)).map_err(ended)?;
+    fn save(&mut self, saves: Vec<Task>) -> Result<(), RuntimeError> {
+        for (worker, save) in self.workers.iter().zip(saves) {
+            worker.send(save).map_err(ended)?;
         }
         (self.changed, self.asked) = (false, Instant::now());
         Ok(())

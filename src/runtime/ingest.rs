@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::checkpoint::{CheckpointError, Part, SavedWindows, Store};
 use crate::config;
@@ -21,13 +21,19 @@ pub enum Task {
     Batch(SourceBatch, Sender<Answer>),
     /// A lane has been silent for a while: its windows follow the others'.
     Idle(Lane, Sender<Answer>),
-    /// The stream of a lane is over.
-    Finish(Lane, Sender<Answer>),
+    /// The stream of a lane is over: what its windows still hold comes in as many answers as it
+    /// takes.
+    Finish(Lane, SyncSender<Answer>),
     /// The windows of all lanes, for a checkpoint: what changed is added to its part.
     Save(Part, Sender<SavedLanes>),
     /// How many keys each lane may hold in memory from now on.
     Limit(usize),
 }
+
+/// Answers to a finished lane that may wait for the learner.
+pub const FINISHED: usize = 2;
+/// Segments of one such answer, or a few more.
+const FINISHED_SEGMENTS: usize = 1024;
 
 /// The windows of a worker's lanes.
 pub type SavedLanes = Result<Vec<(Lane, SavedWindows)>, CheckpointError>;
@@ -121,7 +127,7 @@ impl Worker {
                     let watermark = self.watermark.load(Ordering::Relaxed);
                     drop(answer.send(self.advance(lane, watermark)));
                 }
-                Task::Finish(lane, answer) => drop(answer.send(self.advance(lane, i64::MAX))),
+                Task::Finish(lane, answer) => self.finish(lane, &answer),
                 Task::Save(part, answer) => drop(answer.send(self.save(&part))),
                 Task::Limit(max_keys) => {
                     self.max_keys = max_keys;
@@ -175,6 +181,18 @@ impl Worker {
             self.lanes.get_mut(&lane).ok_or_else(|| IngestError::Unknown(lane.clone()))?;
         let segments = segmenter.advance(watermark)?;
         Ok(describe(segmenter, segments))
+    }
+
+    fn finish(&mut self, lane: Lane, answer: &SyncSender<Answer>) {
+        let Some(segmenter) = self.lanes.get_mut(&lane) else {
+            return drop(answer.send(Err(IngestError::Unknown(lane))));
+        };
+        let in_parts = segmenter.advance_in_parts(i64::MAX, FINISHED_SEGMENTS, |segments| {
+            // Whoever asked and went away wants no answer.
+            let _ = answer.send(Ok(Ingested { segments, ..Ingested::default() }));
+        });
+        let last = in_parts.map(|segments| describe(segmenter, segments));
+        drop(answer.send(last.map_err(IngestError::from)));
     }
 
     fn save(&mut self, part: &Part) -> SavedLanes {

@@ -56,8 +56,13 @@ impl<'a> Learn<'a> {
                 Ordered::Work(answer) => {
                     let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
+                    let lagging = self.live && waiting + 1 >= QUEUE;
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
-                    self.process(ingested, self.live && waiting + 1 >= QUEUE)?;
+                    self.process(ingested, lagging)?;
+                    // A lane that is finished answers more than once.
+                    for ingested in answer {
+                        self.process(ingested?, lagging)?;
+                    }
                 }
                 Ordered::Restore(core) => {
                     let store = self.store.cloned();
