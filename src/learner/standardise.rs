@@ -113,7 +113,7 @@ impl Channel {
 /// A scale to divide by: not below what `f32` can tell apart around the centre, and finite, for
 /// the variance of an infinite one would turn into NaN.
 fn usable(scale: f32, center: f32) -> f32 {
-    scale.max(1e-4 * center.abs()).max(1e-6).min(f32::MAX)
+    scale.max(1e-4 * center.abs()).clamp(1e-6, f32::MAX)
 }
 
 /// Linear up to [`LINEAR`] in size, logarithmic beyond. NaN stays NaN; what overflowed becomes
