@@ -20,20 +20,14 @@ const REWINDS: &str = "going on from the last commit";
 const LANES: &str = "contrastream_source_lanes";
 
 /// One process.
-pub struct Replica {
+struct Replica {
     /// `checkpoint.instance`.
-    pub name: String,
+    name: String,
     /// Value of `FAILPOINTS`.
-    pub failpoints: String,
+    failpoints: String,
     /// The how-manieth of its name.
     number: u32,
     program: Program,
-}
-
-impl Replica {
-    pub fn signal(&self, signal: &str) {
-        self.program.signal(signal);
-    }
 }
 
 /// All processes of the pipeline.
@@ -107,14 +101,13 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    pub fn signal(&self, name: &str, signal: &str) -> anyhow::Result<()> {
-        let replica = self.replicas.iter().find(|replica| replica.name == name);
-        replica.with_context(|| format!("no {name}"))?.program.signal(signal);
-        Ok(())
+    /// Sends a signal to all processes of a name.
+    pub fn signal(&self, name: &str, signal: &str) {
+        let of_name = self.replicas.iter().filter(|replica| replica.name == name);
+        of_name.for_each(|replica| replica.program.signal(signal));
     }
 
-    /// Takes a process out of the fleet, which may then start another of its name.
-    pub fn take(&mut self, name: &str) -> anyhow::Result<Replica> {
+    fn take(&mut self, name: &str) -> anyhow::Result<Replica> {
         let at = self.replicas.iter().position(|replica| replica.name == name);
         Ok(self.replicas.remove(at.with_context(|| format!("no {name}"))?))
     }
@@ -141,16 +134,18 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// Waits until a process has stopped with a clear error, which is returned.
+    /// Waits until a process of the name has stopped with a clear error, which is returned.
     pub fn await_error(&mut self, name: &str, within: Duration) -> anyhow::Result<String> {
-        let replica = self.take(name)?;
-        self.error_of(replica, within)
-    }
-
-    /// The same, of a process that was taken out of the fleet.
-    pub fn error_of(&mut self, replica: Replica, within: Duration) -> anyhow::Result<String> {
-        let name = replica.name.clone();
-        let Some(ended) = self.wait_within(replica, within)? else { bail!("{name} does not stop") };
+        let deadline = Instant::now() + within;
+        let has_ended = |replica: &mut Replica| replica.name == name && !replica.program.runs();
+        let ended = loop {
+            if let Some(ended) = self.replicas.iter_mut().position(has_ended) {
+                let replica = self.replicas.remove(ended);
+                break self.wait(replica)?;
+            }
+            ensure!(Instant::now() < deadline, "no {name} stops");
+            thread::sleep(TICK);
+        };
         let error = ended.stderr.lines().rfind(|line| line.starts_with("error: "));
         match (ended.code, error) {
             (Some(1), Some(error)) => Ok(error.to_owned()),

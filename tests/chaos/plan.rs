@@ -141,21 +141,23 @@ pub struct Plan {
     form: Form,
     /// The next one last.
     left: Vec<Blow>,
+    drawn: usize,
 }
 
 impl Plan {
     pub fn new(form: Form, seed: u64) -> Self {
-        Self { random: Pcg64Mcg::seed_from_u64(seed), form, left: Vec::new() }
+        Self { random: Pcg64Mcg::seed_from_u64(seed), form, left: Vec::new(), drawn: 0 }
     }
 
     /// Whether the present deck is played.
     pub fn is_between_decks(&self) -> bool {
-        self.left.is_empty()
+        self.drawn.is_multiple_of(self.form.deck().len())
     }
 
     pub fn next(&mut self) -> Blow {
         let blow = self.peek();
         self.left.pop();
+        self.drawn += 1;
         blow
     }
 

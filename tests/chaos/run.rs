@@ -292,23 +292,23 @@ impl<'a> Run<'a> {
     fn freeze(&mut self) -> anyhow::Result<()> {
         let begin = self.begin_calm()?;
         let name = self.any_replica()?;
-        self.fleet.signal(&name, "STOP")?;
+        self.fleet.signal(&name, "STOP");
         self.watch_for(2 * SESSION)?;
-        self.fleet.signal(&name, "CONT")?;
+        self.fleet.signal(&name, "CONT");
         self.journal.disturbed_since(begin);
         self.calm()
     }
 
-    /// A process whose name another has taken meanwhile must stop.
+    /// Of two processes of one name, one must stop: the one that came first, unless it takes the
+    /// name back by going on from the last commit before it writes anything.
     fn usurp(&mut self) -> anyhow::Result<()> {
         let begin = self.begin_calm()?;
         let name = self.any_replica()?;
-        self.fleet.signal(&name, "STOP")?;
-        let frozen = self.fleet.take(&name)?;
+        self.fleet.signal(&name, "STOP");
         self.fleet.start(&name, "");
         self.calm()?;
-        frozen.signal("CONT");
-        let error = self.fleet.error_of(frozen, PATIENCE)?;
+        self.fleet.signal(&name, "CONT");
+        let error = self.fleet.await_error(&name, PATIENCE)?;
         ensure!(error.contains("another process took over"), "being fenced is told as {error}");
         self.journal.note(format!("{name} stopped: {error}"));
         self.journal.disturbed_since(begin);
