@@ -57,6 +57,12 @@ impl Checkpoint {
         format!("{made:020}-{:016x}", process_token())
     }
 
+    /// Whether `id` is `first`, or was made later by the process that made `first`.
+    pub fn is_since(id: &str, first: &str) -> bool {
+        let process = |id: &str| id.split_once('-').map(|(_, process)| process.to_owned());
+        id >= first && process(id) == process(first)
+    }
+
     /// Ids of the parts that it needs.
     pub fn parts(&self) -> BTreeSet<&str> {
         let windows = self.windows.iter().map(|(_, windows)| &windows.keys);

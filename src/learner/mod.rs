@@ -185,7 +185,7 @@ impl Learner {
         Ok(self)
     }
 
-    /// Whether as many segments were taken as a whole number of steps is due after.
+    /// Whether a round begins: the segments from one training step, as scheduled, to the next.
     pub fn begins_round(&self) -> bool {
         self.seen.is_multiple_of(self.training.every.max(1) as u64)
     }

@@ -90,9 +90,11 @@ pub struct Feed<'a> {
     held: VecDeque<Held>,
     jammed: Option<Instant>,
     paused: bool,
-    /// Whether the model is this process's own by now, and the checkpoint that it went on from.
+    /// Whether the model is this process's own by now, the checkpoint that it went on from, and
+    /// the first one that it was saved in.
     restored: bool,
     model: Option<String>,
+    first_saved: Option<String>,
     /// Whether anything happened since the last commit was asked for, when that was, and whether
     /// it is still under way.
     changed: bool,
@@ -133,6 +135,7 @@ impl<'a> Feed<'a> {
             paused: false,
             restored: false,
             model: None,
+            first_saved: None,
             changed: false,
             asked: Instant::now(),
             committing: None,
@@ -251,7 +254,10 @@ impl<'a> Feed<'a> {
                 self.learner.send(Ordered::Restore(core)).map_err(ended)?;
                 self.model = Some(checkpoint.id.clone());
             }
-            same_model = self.model.as_ref() == Some(&checkpoint.id);
+            let id = &checkpoint.id;
+            let own = |first: &String| Checkpoint::is_since(id, first);
+            same_model =
+                self.model.as_ref() == Some(id) || self.first_saved.as_ref().is_some_and(own);
             if let Some((_, saved)) = checkpoint.windows.iter().find(|(saved, _)| *saved == lane) {
                 let loaded = Segmenter::load(lane.clone(), &self.shape, max_keys, saved, store)?;
                 windows = Some(Box::new(loaded));
@@ -438,8 +444,11 @@ impl<'a> Feed<'a> {
 
     /// A commit of all that was handed on so far, what the workers are to answer for it, and where
     /// it tells its outcome.
-    fn prepare_commit(&self) -> (Commit, Vec<Task>, Receiver<Committed>) {
+    fn prepare_commit(&mut self) -> (Commit, Vec<Task>, Receiver<Committed>) {
         let part = self.store.map(|_| Part::new(Checkpoint::new_id()));
+        if let Some(part) = &part {
+            self.first_saved.get_or_insert_with(|| part.id().to_owned());
+        }
         let (mut saves, mut windows) = (Vec::new(), Vec::new());
         for part in part.iter().flat_map(|part| std::iter::repeat_n(part, self.workers.len())) {
             let (sender, receiver) = std::sync::mpsc::channel();

@@ -474,6 +474,42 @@ fn keys_that_wait_in_the_store_give_the_bits_of_keys_in_memory() {
 }
 
 #[test]
+fn a_lane_goes_on_in_another_process_and_comes_back() {
+    let log = Log::default();
+    let folder = tempfile::tempdir().expect("a folder");
+    let sequences = |acts: Vec<Act>| {
+        let status = Arc::new(Status::default());
+        let store = store(folder.path());
+        let source = Script::new(acts, &status, &log);
+        run(&pipeline(), opened(source, sink(&log), None), Some(&store), &status).expect("it runs");
+        let entries = log.take().into_iter().filter(|entry| entry.starts_with("b#"));
+        (entries.collect::<Vec<_>>(), store.latest("plant").expect("readable").expect("saved").id)
+    };
+    let committed = |offset: i64, id: &str| {
+        let lane = Lane::new("b", 0);
+        Act::Tell(Event::Assigned(vec![Assignment {
+            lane,
+            committed: Some((offset, id.to_owned())),
+        }]))
+    };
+    let both = assigned(&[("a", None), ("b", None)]);
+    let (mut found, first) = sequences(vec![both, batch("a", 0..9), batch("b", 0..9)]);
+    // The other has a model of its own by the time that it gets the lane.
+    let other = vec![
+        assigned(&[("c", None)]),
+        batch("c", 0..9),
+        committed(9, &first),
+        batch("b", 9..20),
+        batch("c", 9..20),
+    ];
+    let (entries, second) = sequences(other);
+    found.extend(entries);
+    found.extend(sequences(vec![committed(20, &second), batch("b", 20..30), Act::Stop]).0);
+    let expected: Vec<String> = (0..14).map(|sequence| format!("b#{sequence}")).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_checkpoint_that_is_no_model_ends_the_service_by_name() {
     let status = Arc::new(Status::default());
     let log = Log::default();
