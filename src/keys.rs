@@ -12,6 +12,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -140,6 +141,7 @@ struct Chunk {
 const NONE: u32 = u32::MAX;
 /// Evicted keys that are brought back at once where all are visited.
 const VISITED: usize = 1024;
+const WRONG_STATE: &str = "the checksum of a key's state does not match";
 const LIMITS: Limits = Limits { waiting: 16 << 20, parts: 64, moved: 16 << 20 };
 
 impl<V: State> Keys<V> {
@@ -199,14 +201,7 @@ impl<V: State> Keys<V> {
         foreign: bool,
     ) -> Result<(), CheckpointError> {
         let part = Part::stored(index.part.clone());
-        let corrupt = |reason: String| store.corrupt(&index.part, reason);
-        let end = index.offset.saturating_add(index.length);
-        let bytes = store.read_first(&part, index.offset..end)?;
-        if crc32fast::hash(&bytes) != index.crc {
-            return Err(corrupt("the checksum of an index does not match".to_owned()));
-        }
-        let entries: Vec<Entry> =
-            postcard::from_bytes(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        let entries = read_index(index, store)?;
         let number = self.next_part();
         let index = SavedIndex { foreign: index.foreign || foreign, ..index.clone() };
         self.parts.insert(number, Held { part, index, written: 0, live: 0 });
@@ -541,8 +536,7 @@ impl<V: State> Keys<V> {
                 .collect();
             for (at, bytes) in wanted.into_iter().zip(store.read(part, &ranges)?) {
                 if crc32fast::hash(&bytes) != places[at].crc {
-                    let reason = "the checksum of a key's state does not match".to_owned();
-                    return Err(store.corrupt(part.id(), reason));
+                    return Err(store.corrupt(part.id(), WRONG_STATE.to_owned()));
                 }
                 found[at] = bytes;
             }
@@ -678,6 +672,63 @@ impl Chunk {
         self.entries.push(Entry { key: Arc::clone(key), seen, open, offset, length, crc });
         Ok(())
     }
+}
+
+/// A saved state: the number of its index, where in the part it is, its CRC-32.
+type SavedState = (usize, Range<u64>, u32);
+
+/// Number of keys that were saved, as their indices tell.
+///
+/// # Errors
+/// If an index is not there, or does not verify.
+pub fn count_saved(saved: &SavedKeys, store: &Store) -> Result<usize, CheckpointError> {
+    Ok(saved_states(saved, store)?.len())
+}
+
+/// Reads the saved states of all keys and checks them.
+///
+/// # Errors
+/// If an index or a state is not there, or does not verify.
+pub fn verify_saved(saved: &SavedKeys, store: &Store) -> Result<(), CheckpointError> {
+    let states = saved_states(saved, store)?;
+    for (number, index) in saved.indices.iter().enumerate() {
+        let part = Part::stored(index.part.clone());
+        let of_index: Vec<&SavedState> = states.values().filter(|(of, ..)| *of == number).collect();
+        for some in of_index.chunks(VISITED) {
+            let ranges: Vec<_> = some.iter().map(|(_, range, _)| range.clone()).collect();
+            for ((.., crc), bytes) in some.iter().zip(store.read(&part, &ranges)?) {
+                if crc32fast::hash(&bytes) != *crc {
+                    return Err(store.corrupt(&index.part, WRONG_STATE.to_owned()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last saved state of each key.
+fn saved_states(
+    saved: &SavedKeys,
+    store: &Store,
+) -> Result<FxHashMap<Arc<str>, SavedState>, CheckpointError> {
+    let mut states = FxHashMap::default();
+    for (number, index) in saved.indices.iter().enumerate() {
+        for Entry { key, offset, length, crc, .. } in read_index(index, store)? {
+            let start = index.base.saturating_add(offset);
+            states.insert(key, (number, start..start.saturating_add(length.into()), crc));
+        }
+    }
+    Ok(states)
+}
+
+fn read_index(index: &SavedIndex, store: &Store) -> Result<Vec<Entry>, CheckpointError> {
+    let corrupt = |reason: String| store.corrupt(&index.part, reason);
+    let end = index.offset.saturating_add(index.length);
+    let bytes = store.read_first(&Part::stored(index.part.clone()), index.offset..end)?;
+    if crc32fast::hash(&bytes) != index.crc {
+        return Err(corrupt("the checksum of an index does not match".to_owned()));
+    }
+    postcard::from_bytes(&bytes).map_err(|error| corrupt(error.to_string()))
 }
 
 fn encode(key: &str, value: &impl Serialize) -> Result<Vec<u8>, CheckpointError> {

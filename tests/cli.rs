@@ -29,7 +29,7 @@ fn help_names_the_commands_and_teaches_by_example() {
     let help = finish(["--help"]).exits(0).stdout;
     assert_eq!(
         entries(&help, "Commands:"),
-        ["run", "demo", "generate", "check", "evaluate", "completions", "help"]
+        ["run", "demo", "generate", "check", "checkpoint", "evaluate", "completions", "help"]
     );
     let headings = help.lines().filter(|line| line.ends_with(':') && !line.starts_with(' '));
     let headings: Vec<_> = headings.collect();
@@ -40,7 +40,7 @@ fn help_names_the_commands_and_teaches_by_example() {
     }
     assert!(help.contains("Exit codes: 0 done, 1 failed at run time, 2 bad usage"), "{help}");
 
-    for command in ["run", "demo", "generate", "check", "evaluate", "completions"] {
+    for command in ["run", "demo", "generate", "check", "checkpoint", "evaluate", "completions"] {
         let help = finish([command, "--help"]).exits(0).stdout;
         assert!(help.contains(&format!("Usage: contrastream {command}")), "{help}");
         assert!(help.contains("Options:"), "{help}");

@@ -348,6 +348,7 @@ fn a_run_over_a_file_is_killed_again_and_again_and_loses_and_repeats_nothing() {
         || {
             const MACHINES: usize = 3;
             const SECONDS: usize = 20_000;
+            const KILLS: usize = 5;
             let folder = tempfile::tempdir().unwrap();
             let records = write_records(folder.path(), MACHINES, SECONDS);
             let place = |name: &str| folder.path().join(name).display().to_string();
@@ -357,20 +358,14 @@ fn a_run_over_a_file_is_killed_again_and_again_and_loses_and_repeats_nothing() {
             assert_eq!(expected.len(), MACHINES * ((SECONDS - LENGTH) / STRIDE + 1));
 
             let out = open("s3://plant/out");
-            let killed = plant(&records, &place("state-of-killed"), "s3://plant/out");
-            let mut kills = 0;
-            loop {
+            let killed = plant(&records, "s3://plant/state", "s3://plant/out");
+            for _ in 0..KILLS {
                 let before = names(&out, "").len();
                 let mut run = killed.run();
-                while run.runs() && names(&out, "").len() < before + 1 {}
-                if !run.runs() {
-                    run.wait().exits(0);
-                    break;
-                }
+                run.until("another file", |_| (names(&out, "").len() > before).then_some(()));
                 assert_eq!(run.kill().signal, Some(9));
-                kills += 1;
             }
-            assert!(kills >= 3, "{kills} kills");
+            killed.run().wait().exits(0);
             assert_eq!(rows(&out), expected);
         },
     );
@@ -390,7 +385,7 @@ fn a_kill_at_any_step_of_a_commit_loses_and_repeats_nothing() {
 
         for step in ["commit.prepared", "publish.before", "publish.between", "publish.after"] {
             let to = format!("s3://plant/{step}");
-            let mut killed = plant(&records, &place(step), &to);
+            let mut killed = plant(&records, &format!("s3://plant/state-{step}"), &to);
             killed.set("sink.parquet.partition_by=[\"key\"]");
             let mut command = killed.command("run");
             command.env("FAILPOINTS", format!("{step}=1*off->return(kill)"));

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod check;
+mod checkpoint;
 mod demo;
 mod evaluate;
 mod generate;
@@ -50,6 +51,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Validate a pipeline file and, with --connect, what it talks to.
     Check(check::Arguments),
+    /// Look at the state that a pipeline saved: list, show, verify, export.
+    Checkpoint(checkpoint::Arguments),
     /// Score labelled recordings prequentially and measure the scores.
     Evaluate(evaluate::Arguments),
     /// Print a completion script for a shell.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Completions { shell } => {
             let mut command = Arguments::command();

@@ -6,7 +6,7 @@
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::graph::{Graph, Node, Parameter};
+use super::graph::{Graph, NamedTensor, Node, Parameter};
 use super::layers::{Activation, Convolution, Dense, Moments, pool};
 use crate::config;
 
@@ -51,6 +51,26 @@ impl Encoder {
         match self {
             Self::Tcn(tcn) => tcn.forward(graph, views),
             Self::Mlp(mlp) => mlp.forward(graph, views),
+        }
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
+        match self {
+            Self::Tcn(Tcn { lift, blocks, head }) => {
+                let mut tensors = lift.tensors("encoder.lift");
+                for (number, block) in blocks.iter().enumerate() {
+                    tensors.extend(block.tensors(&format!("encoder.blocks.{number}")));
+                }
+                tensors.extend(head.tensors("encoder.head"));
+                tensors
+            }
+            Self::Mlp(Mlp { layers }) => {
+                let layers = layers.iter().enumerate();
+                layers
+                    .flat_map(|(number, layer)| layer.tensors(&format!("encoder.layers.{number}")))
+                    .collect()
+            }
         }
     }
 

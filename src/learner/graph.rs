@@ -26,6 +26,16 @@ pub struct Parameter {
     values: Arc<Vec<f32>>,
 }
 
+/// Numbers of a model, to be looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor<'m> {
+    /// Where in the model it is, its parts separated by dots.
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// The last dimension's numbers lie side by side.
+    pub values: &'m [f32],
+}
+
 impl Parameter {
     /// Zeros: biases.
     pub fn zeros(rows: usize, columns: usize) -> Self {
@@ -48,6 +58,11 @@ impl Parameter {
     /// The weights, row by row.
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// To be looked at under a name.
+    pub fn tensor(&self, name: String) -> NamedTensor<'_> {
+        NamedTensor { name, shape: vec![self.rows, self.columns], values: &self.values }
     }
 
     /// The weights, to be changed: between graphs, when nothing else holds them.

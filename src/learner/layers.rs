@@ -3,7 +3,7 @@
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::graph::{Graph, Node, Parameter};
+use super::graph::{Graph, NamedTensor, Node, Parameter};
 use super::kernels::{Matrix, dot, multiply, normalise_rows, vectorised};
 
 /// What follows a layer's sum.
@@ -59,6 +59,14 @@ impl Dense {
                 multiply(out, true, gradient, matrix(&weights).transposed());
             }
         })
+    }
+
+    /// Its tensors, named below `name`: `weights` `[inputs, outputs]` and `bias` `[1, outputs]`.
+    pub fn tensors(&self, name: &str) -> Vec<NamedTensor<'_>> {
+        vec![
+            self.weights.tensor(format!("{name}.weights")),
+            self.bias.tensor(format!("{name}.bias")),
+        ]
     }
 
     /// Weights and bias, in the order in which [`Dense::forward`] reads them.
@@ -199,6 +207,14 @@ impl Convolution {
         })
     }
 
+    /// Its tensors, named below `name`: `taps.0` to `taps.2`, each `[inputs, outputs]`, and `bias`.
+    pub fn tensors(&self, name: &str) -> Vec<NamedTensor<'_>> {
+        let taps = self.taps.iter().enumerate();
+        taps.map(|(number, tap)| tap.tensor(format!("{name}.taps.{number}")))
+            .chain([self.bias.tensor(format!("{name}.bias"))])
+            .collect()
+    }
+
     /// Taps and bias, in the order in which [`Convolution::forward`] reads them.
     pub fn parameters(&mut self) -> impl Iterator<Item = &mut Parameter> {
         self.taps.iter_mut().chain([&mut self.bias])
@@ -277,6 +293,17 @@ impl RunningNorm {
     /// Passes `features` on unchanged until it has learned.
     pub fn new(features: usize) -> Self {
         Self { mean: vec![0.0; features], variance: vec![1.0; features], batches: 0 }
+    }
+
+    /// Its statistics, named below `name`: `mean` and `variance`, each `[features]`.
+    pub fn tensors(&self, name: &str) -> Vec<NamedTensor<'_>> {
+        let statistics = [("mean", &self.mean), ("variance", &self.variance)];
+        let named = statistics.into_iter().map(|(part, values)| NamedTensor {
+            name: format!("{name}.{part}"),
+            shape: vec![values.len()],
+            values,
+        });
+        named.collect()
     }
 
     /// `[rows, features]`, standardised.

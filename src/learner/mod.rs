@@ -34,6 +34,7 @@ use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
+pub use self::graph::NamedTensor;
 pub use self::kernels::{Matrix, multiply};
 pub use self::step::Step;
 
@@ -214,6 +215,21 @@ impl Learner {
     /// The inverse of the temperature.
     pub fn scale(&self) -> f32 {
         self.log_scale.values()[0].exp()
+    }
+
+    /// Segments taken as lessons.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// The segments that it is for.
+    pub fn shape(&self) -> &WindowShape {
+        &self.shape
+    }
+
+    /// The tensors of the model, and those of the momentum encoder that follows it.
+    pub fn tensors(&self) -> [Vec<NamedTensor<'_>>; 2] {
+        [self.network.tensors(), self.momentum.tensors()]
     }
 
     /// Entries of the queue, and their mean age in training steps.

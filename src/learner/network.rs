@@ -4,7 +4,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::encoder::{Encoder, Views};
-use super::graph::{Graph, Node, Parameter};
+use super::graph::{Graph, NamedTensor, Node, Parameter};
 use super::layers::{Activation, Dense, RunningNorm, normalise};
 use crate::config;
 
@@ -61,6 +61,17 @@ impl Network {
     /// Learns the statistics of the features that [`Network::forward`] returned for a batch.
     pub fn learn_features(&mut self, features: &Node) {
         self.norm.learn(features);
+    }
+
+    /// All tensors, by name: those of the encoder, the running statistics of its features, and
+    /// the projection head.
+    pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
+        let mut tensors = self.encoder.tensors();
+        tensors.extend(self.norm.tensors("norm"));
+        for (number, layer) in self.projection.iter().enumerate() {
+            tensors.extend(layer.tensors(&format!("projection.{number}")));
+        }
+        tensors
     }
 
     /// All parameters, in the order in which [`Network::forward`] reads them.

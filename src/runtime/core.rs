@@ -89,6 +89,17 @@ impl Core {
         Ok(Self::from_parts(learner, scorer.resume(pipeline), pipeline))
     }
 
+    /// The model among the bytes of [`Core::save`], to be looked at: without the pipeline that it
+    /// was made for it cannot go on.
+    ///
+    /// # Errors
+    /// If the bytes are not a core.
+    pub fn look_at(bytes: &[u8]) -> Result<Learner, CheckpointError> {
+        let (learner, _): (Learner, Scorer) =
+            postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+        Ok(learner)
+    }
+
     fn from_parts(learner: Learner, scorer: Scorer, pipeline: &config::Pipeline) -> Self {
         let max_keys = pipeline.windows.max_keys;
         Self { learner, scorer, lanes: BTreeMap::new(), max_keys, store: None }

@@ -57,6 +57,12 @@ struct Progress {
     max_time: Option<i64>,
 }
 
+impl Progress {
+    fn watermark(&self) -> Option<i64> {
+        self.max_time.map(|time| time.saturating_sub(self.shape.lateness))
+    }
+}
+
 impl State for KeyWindow {
     fn is_open(&self) -> bool {
         self.holds_samples_back()
@@ -101,6 +107,19 @@ impl Segmenter {
         }
         let keys = Keys::load(&saved.keys, max_keys, store, false)?;
         Ok(Self { lane, progress, keys, stats: WindowStats::default() })
+    }
+
+    /// The watermark of a segmenter that was saved, microseconds.
+    ///
+    /// # Errors
+    /// If the bytes are not a segmenter's.
+    pub fn saved_watermark(saved: &SavedWindows) -> Result<Option<i64>, CheckpointError> {
+        let progress: Progress =
+            postcard::from_bytes(&saved.lane).map_err(|error| CheckpointError::State {
+                what: "windows of a lane".to_owned(),
+                reason: error.to_string(),
+            })?;
+        Ok(progress.watermark())
     }
 
     /// Adds what changed since the last time to `part`; returns all that [`Segmenter::load`] needs
@@ -219,8 +238,7 @@ impl Segmenter {
 
     /// Newest event time seen less the lateness, microseconds.
     pub fn watermark(&self) -> Option<i64> {
-        let Progress { shape, max_time, .. } = &self.progress;
-        max_time.map(|time| time.saturating_sub(shape.lateness))
+        self.progress.watermark()
     }
 
     /// Holds at most `max_keys` keys in memory, from the next batch on.
