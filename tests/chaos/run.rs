@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 
 use crate::broker::Outage;
-use crate::common::{Plant, STRIDE, create_topic, segments_of, variable};
+use crate::common::{LATENESS, LENGTH, Plant, STRIDE, create_topic, segments_of, variable};
 use crate::files::{Files, files, staged};
 use crate::fleet::Fleet;
 use crate::journal::Journal;
@@ -386,7 +386,8 @@ impl<'a> Run<'a> {
     /// Waits until results of what is sent from now on are visible, of every machine.
     fn calm(&mut self) -> anyhow::Result<()> {
         let mut sent = self.load.as_ref().map(Load::sent).unwrap_or_default();
-        sent.rounds += STRIDE;
+        // The first segments take longest.
+        sent.rounds = sent.rounds.max(LENGTH + LATENESS) + STRIDE;
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.watch()?;
