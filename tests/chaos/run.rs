@@ -17,7 +17,7 @@ use crate::load::{Load, MACHINES, PARTITIONS};
 use crate::plan::{Blow, Form, Plan, STEPS};
 use crate::proxy::{Proxy, Weather};
 use crate::report::Report;
-use crate::tally::Fault;
+use crate::tally::{Fault, Found};
 use crate::witness::{self, LETTERS, TOPICS, Witness, machines};
 
 /// `session.timeout.ms`: after it, the group gives a silent member's partitions to others.
@@ -416,14 +416,9 @@ impl<'a> Run<'a> {
         }
         self.looked_at = self.kills;
         self.files.read(&self.plant.out())?;
-        for found in [&self.files.rows, &self.files.letters] {
-            let tally = found.tally(&[], 0);
-            for fault in [Fault::Duplicated, Fault::OutOfOrder] {
-                if let Some(example) = tally.example(fault) {
-                    bail!("files: {fault}: {example}");
-                }
-            }
-        }
+        let told = repeated("Parquet", &self.files.rows)
+            + &repeated("files of dead letters", &self.files.letters);
+        ensure!(told.is_empty(), "{told}");
         Ok(())
     }
 
@@ -476,7 +471,31 @@ impl<'a> Run<'a> {
     }
 
     /// What is needed to find out what went wrong.
-    pub fn explain(&self) -> String {
-        format!("{}\n{}", self.journal.text(), self.fleet.last_words())
+    pub fn explain(&mut self) -> String {
+        let mut text = self.journal.text();
+        for kind in TOPICS {
+            match witness::read(self.plant, kind) {
+                Ok(found) => text += &repeated(kind, &found),
+                Err(error) => text += &format!("\n{kind}: cannot be read: {error:#}"),
+            }
+        }
+        match self.files.read(&self.plant.out()) {
+            Ok(()) => {
+                text += &repeated("Parquet", &self.files.rows);
+                text += &repeated("files of dead letters", &self.files.letters);
+            }
+            Err(error) => text += &format!("\nfiles cannot be read: {error:#}"),
+        }
+        format!("{text}\n{}", self.fleet.last_words())
     }
+}
+
+/// The first that is there twice or before its predecessor, with its places; nothing if none is.
+fn repeated(place: &str, found: &Found) -> String {
+    let tally = found.tally(&[], 0);
+    let told = [Fault::Duplicated, Fault::OutOfOrder].into_iter().filter_map(|fault| {
+        let example = tally.example(fault)?;
+        Some(format!("\n{place}: {} {fault}: {example}", tally.count(fault)))
+    });
+    told.collect()
 }
