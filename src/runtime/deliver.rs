@@ -1,10 +1,11 @@
 //! The sinks' thread: writes results, and makes epochs durable.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
-use super::feed::Committed;
+use super::feed::{Committed, Freight};
 use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Part, Store};
 use crate::decode::DeadLetter;
@@ -17,8 +18,8 @@ use crate::telemetry;
 pub enum Delivery {
     /// Results of some segments.
     Outputs(Outputs),
-    /// What could not be taken.
-    DeadLetters(Vec<DeadLetter>),
+    /// What could not be taken, which holds the bytes of its messages.
+    DeadLetters(Vec<DeadLetter>, Arc<Freight>),
     /// All results of a batch are in; its newest message was appended then, milliseconds since
     /// the epoch.
     BatchEnd(i64),
@@ -52,13 +53,14 @@ impl Deliver<'_> {
         for delivery in deliveries {
             match delivery {
                 Delivery::Outputs(outputs) => {
+                    step("deliver.outputs")?;
                     for sink in &mut self.sinks {
                         sink.write(&outputs)?;
                     }
                     let count = outputs.segments.len() as u64;
                     metrics::counter!(telemetry::SINK_SEGMENTS).increment(count);
                 }
-                Delivery::DeadLetters(letters) => {
+                Delivery::DeadLetters(letters, _freight) => {
                     for letter in &letters {
                         tracing::debug!(
                             lane = %letter.lane, offset = letter.offset, stage = letter.stage,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::window::{Segmenter, WindowShape};
 /// What the learner's thread gets, in the order in which the source gave it.
 pub enum Ordered {
     /// A batch that a worker is busy with.
-    Work(Receiver<Answer>),
+    Work(Receiver<Answer>, Freight),
     /// The model and calibration of a checkpoint, to go on with.
     Restore(Vec<u8>),
     /// A lane is taken over, with what a checkpoint has of its keys, and whether that was made with
@@ -33,6 +34,25 @@ pub enum Ordered {
     Recover(Vec<StagedFile>),
     /// Everything before this is to be made durable.
     Commit(Commit),
+}
+
+/// Bytes of messages between the source and the sinks, counted until dropped.
+pub struct Freight {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Freight {
+    fn new(bytes: usize, all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Freight {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// An epoch's end.
@@ -67,6 +87,9 @@ const FULL: Duration = Duration::from_millis(1);
 /// A jam that lasts this long pauses the source, which makes librdkafka forget what it fetched
 /// ahead; a shorter one is waited out.
 const JAM: Duration = Duration::from_secs(1);
+/// Bytes of messages that may be between the source and the sinks: as undecoded messages, columns,
+/// segments or dead letters.
+const MOST_FREIGHT: usize = 64 << 20;
 /// Tries of a commit that no later one makes good.
 const LAST_TRIES: usize = 6;
 /// Longest pause between two tries of a source that failed for now.
@@ -80,6 +103,8 @@ pub struct Feed<'a> {
     learner: SyncSender<Ordered>,
     /// Batches that wait for the learner.
     backlog: &'a AtomicUsize,
+    /// Bytes of all [`Freight`].
+    freight: Arc<AtomicUsize>,
     store: Option<&'a Store>,
     /// The checkpoint that a source without positions of its own goes on from.
     resumed: Option<Checkpoint>,
@@ -126,6 +151,7 @@ impl<'a> Feed<'a> {
             workers,
             learner,
             backlog,
+            freight: Arc::default(),
             store,
             resumed,
             status,
@@ -317,7 +343,9 @@ impl<'a> Feed<'a> {
     fn hand_on(&mut self, held: Held) -> Result<Option<Held>, RuntimeError> {
         match held {
             Held::Batch(batch) => {
-                let Some(answer) = self.try_work()? else { return Ok(Some(Held::Batch(batch))) };
+                let Some(answer) = self.try_work(batch.byte_len())? else {
+                    return Ok(Some(Held::Batch(batch)));
+                };
                 if let Some(lane) = self.lanes.get_mut(&batch.lane) {
                     lane.next_offset = Some(batch.next_offset);
                     lane.last_batch = Instant::now();
@@ -327,7 +355,7 @@ impl<'a> Feed<'a> {
                 self.worker(&batch.lane).send(Task::Batch(batch, answer)).map_err(ended)?;
             }
             Held::Idle(lane) => {
-                let Some(answer) = self.try_work()? else { return Ok(Some(Held::Idle(lane))) };
+                let Some(answer) = self.try_work(0)? else { return Ok(Some(Held::Idle(lane))) };
                 self.changed = true;
                 self.worker(&lane).send(Task::Idle(lane.clone(), answer)).map_err(ended)?;
             }
@@ -345,12 +373,18 @@ impl<'a> Feed<'a> {
         Ok(None)
     }
 
-    /// A place in the learner's queue for what a worker answers; `None` if the queue is full.
-    fn try_work(&self) -> Result<Option<Sender<Answer>>, RuntimeError> {
+    /// A place in the learner's queue for what a worker answers; `None` if the queue is full, or
+    /// `bytes` more would be too many. A single message that is larger goes when nothing else does.
+    fn try_work(&self, bytes: usize) -> Result<Option<Sender<Answer>>, RuntimeError> {
+        let under_way = self.freight.load(Ordering::Relaxed);
+        if under_way > 0 && under_way + bytes > MOST_FREIGHT {
+            return Ok(None);
+        }
+        let freight = Freight::new(bytes, &self.freight);
         let (sender, receiver) = std::sync::mpsc::channel();
         // Counted first: the learner may be done with it before this thread goes on.
         self.backlog.fetch_add(1, Ordering::Relaxed);
-        match self.learner.try_send(Ordered::Work(receiver)) {
+        match self.learner.try_send(Ordered::Work(receiver, freight)) {
             Ok(()) => Ok(Some(sender)),
             Err(TrySendError::Disconnected(_)) => Err(RuntimeError::Ended),
             Err(TrySendError::Full(_)) => {
@@ -371,7 +405,8 @@ impl<'a> Feed<'a> {
             let (sender, receiver) = std::sync::mpsc::sync_channel(FINISHED);
             self.worker(lane).send(Task::Finish(lane.clone(), sender)).map_err(ended)?;
             self.backlog.fetch_add(1, Ordering::Relaxed);
-            self.learner.send(Ordered::Work(receiver)).map_err(ended)?;
+            let freight = Freight::new(0, &self.freight);
+            self.learner.send(Ordered::Work(receiver, freight)).map_err(ended)?;
         }
         self.changed = true;
         Ok(())

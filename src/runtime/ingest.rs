@@ -149,11 +149,8 @@ impl Worker {
     }
 
     fn ingest(&mut self, batch: SourceBatch) -> Answer {
+        let bytes = batch.byte_len() as u64;
         let SourceBatch { lane, appended_ms, payload, .. } = batch;
-        let bytes = match &payload {
-            Payload::Messages(messages) => messages.byte_len() as u64,
-            Payload::Decoded(decoded) => decoded.records.get_array_memory_size() as u64,
-        };
         let Decoded { records, dead_letters, skipped } = match payload {
             Payload::Messages(messages) => self.decoder.decode(&lane, &messages),
             Payload::Decoded(decoded) => decoded,

@@ -1,11 +1,12 @@
 //! The learner's thread: takes the workers' segments, in the source's order, through the [`Core`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::core::{Core, SavedCore};
 use super::deliver::{Delivery, Epoch};
-use super::feed::{Commit, Ordered};
+use super::feed::{Commit, Freight, Ordered};
 use super::ingest::Ingested;
 use super::{QUEUE, RuntimeError, Summary};
 use crate::checkpoint::{Checkpoint, Store};
@@ -53,15 +54,16 @@ impl<'a> Learn<'a> {
     pub fn run(mut self, ordered: Receiver<Ordered>) -> Result<Summary, RuntimeError> {
         for work in ordered {
             match work {
-                Ordered::Work(answer) => {
+                Ordered::Work(answer, freight) => {
+                    let freight = Arc::new(freight);
                     let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
                     let lagging = self.live && waiting + 1 >= QUEUE;
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
-                    self.process(ingested, lagging)?;
+                    self.process(ingested, &freight, lagging)?;
                     // A lane that is finished answers more than once.
                     for ingested in answer {
-                        self.process(ingested?, lagging)?;
+                        self.process(ingested?, &freight, lagging)?;
                     }
                 }
                 Ordered::Restore(core) => {
@@ -82,13 +84,18 @@ impl<'a> Learn<'a> {
         Ok(self.summary)
     }
 
-    fn process(&mut self, ingested: Ingested, lagging: bool) -> Result<(), RuntimeError> {
+    fn process(
+        &mut self,
+        ingested: Ingested,
+        freight: &Arc<Freight>,
+        lagging: bool,
+    ) -> Result<(), RuntimeError> {
         record_ingested(&ingested);
         self.summary.records += ingested.records;
         self.summary.late_records += ingested.windows.late;
         self.summary.dead_letters += ingested.dead_letters.len() as u64;
         if !ingested.dead_letters.is_empty() {
-            let letters = Delivery::DeadLetters(ingested.dead_letters);
+            let letters = Delivery::DeadLetters(ingested.dead_letters, Arc::clone(freight));
             self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)?;
         }
         let (share, most) = (self.share, f64::from(self.pipeline.training.max_share));

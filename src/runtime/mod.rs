@@ -14,7 +14,7 @@
 //! learner its state, and the sinks' thread makes first the results durable, then the checkpoint,
 //! then the positions, and at last the results visible.
 //!
-//! Before the first record, [`recover`] finishes what an epoch that was committed had left to do.
+//! Before the first record, `recover` finishes what an epoch that was committed had left to do.
 //! After a failure that may pass, [`serve`] goes on from the last commit.
 
 mod core;

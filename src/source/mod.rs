@@ -157,6 +157,16 @@ pub struct SourceBatch {
     pub payload: Payload,
 }
 
+impl SourceBatch {
+    /// Bytes that it takes, about.
+    pub fn byte_len(&self) -> usize {
+        match &self.payload {
+            Payload::Messages(messages) => messages.byte_len(),
+            Payload::Decoded(decoded) => decoded.records.get_array_memory_size(),
+        }
+    }
+}
+
 /// What [`Source::poll`] found.
 #[derive(Debug)]
 pub enum Event {
