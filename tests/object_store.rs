@@ -150,8 +150,8 @@ fn keep_objects(objects: &Objects) {
     objects.put("large", large.clone()).unwrap();
     assert_eq!(objects.get("large").unwrap(), large);
     let (start, end) = (1_000, LARGE - 1);
-    let ranges = objects.get_ranges("large", &[start as u64..end as u64]).unwrap();
-    assert_eq!(ranges, [large.slice(start..end)]);
+    let ranges = objects.get_ranges("large", &[start as u64..end as u64, 0..1]).unwrap();
+    assert_eq!(ranges, [large.slice(start..end), large.slice(0..1)]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, &large).unwrap();
