@@ -18,7 +18,7 @@ pub const MACHINES: usize = 40;
 /// Partitions of the input, and of the results.
 pub const PARTITIONS: i32 = 4;
 /// Time between two rounds: a reading of every machine, a second of event time after the last.
-const PACE: Duration = Duration::from_millis(50);
+const PACE: Duration = Duration::from_millis(100);
 /// Rounds between two messages that are no records.
 const LETTER_EVERY: usize = 7;
 /// A wait after which the producer is asked again whether all is delivered.

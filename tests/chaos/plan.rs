@@ -141,35 +141,26 @@ pub struct Plan {
     form: Form,
     /// The next one last.
     left: Vec<Blow>,
-    drawn: usize,
 }
 
 impl Plan {
     pub fn new(form: Form, seed: u64) -> Self {
-        Self { random: Pcg64Mcg::seed_from_u64(seed), form, left: Vec::new(), drawn: 0 }
-    }
-
-    /// Whether the present deck is played.
-    pub fn is_between_decks(&self) -> bool {
-        self.drawn.is_multiple_of(self.form.deck().len())
+        Self { random: Pcg64Mcg::seed_from_u64(seed), form, left: Vec::new() }
     }
 
     pub fn next(&mut self) -> Blow {
-        let blow = self.peek();
-        self.left.pop();
-        self.drawn += 1;
-        blow
-    }
-
-    /// What [`Plan::next`] will be.
-    pub fn peek(&mut self) -> Blow {
         loop {
-            if let Some(blow) = self.left.last() {
-                return *blow;
+            if let Some(blow) = self.left.pop() {
+                return blow;
             }
             self.left = self.form.deck();
             self.left.shuffle(&mut self.random);
         }
+    }
+
+    /// What comes next in this deck; `None` once it is played.
+    pub fn peek(&self) -> Option<Blow> {
+        self.left.last().copied()
     }
 }
 
@@ -182,7 +173,7 @@ mod tests {
         let drawn = |seed| {
             let mut plan = Plan::new(Form::Long, seed);
             let mut drawn = vec![plan.next()];
-            while !plan.is_between_decks() {
+            while plan.peek().is_some() {
                 drawn.push(plan.next());
             }
             drawn

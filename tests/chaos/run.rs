@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
             }
             let done = self.kills >= self.settings.kills
                 && self.journal.began.elapsed() >= self.settings.time;
-            if done && self.plan.is_between_decks() {
+            if done && self.plan.peek().is_none() {
                 return Ok(());
             }
         }
@@ -157,6 +157,7 @@ impl<'a> Run<'a> {
                 let outage = Outage::begin()?;
                 self.watch_for(pause)?;
                 outage.end()?;
+                self.journal.note("broker back");
                 self.journal.disturbed_since(begin);
                 self.calm()
             }
@@ -261,15 +262,19 @@ impl<'a> Run<'a> {
     /// sometimes struck again before it is back at work.
     fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let next = self.plan.peek();
-        if let Blow::Step(step) = next
-            && self.is_possible(next)
+        if let Some(blow @ Blow::Step(step)) = next
+            && self.is_possible(blow)
         {
             let failpoints = self.death_at(step);
             self.fleet.start(name, &failpoints);
             return Ok(());
         }
         self.fleet.start(name, "");
-        if next == Blow::Kill && self.plan.random.random_bool(0.4) { Ok(()) } else { self.calm() }
+        if next == Some(Blow::Kill) && self.plan.random.random_bool(0.4) {
+            Ok(())
+        } else {
+            self.calm()
+        }
     }
 
     /// Another replica must take over from one that does not come back by itself.
