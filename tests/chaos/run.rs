@@ -192,6 +192,7 @@ impl<'a> Run<'a> {
                 let name = self.any_replica()?;
                 self.arm(&name, "objects.put", "10*sleep(400)")?;
                 let begin = Instant::now();
+                self.watch_for(Duration::from_secs(5))?;
                 self.calm()?;
                 self.journal.disturbed_since(begin);
                 Ok(())
