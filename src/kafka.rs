@@ -23,6 +23,9 @@ pub(crate) const LARGEST_MESSAGE: usize = 64 << 20;
 /// noticed early and a slow broker is still given its time.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
+/// How long an error that goes on is not told again.
+const REPEATED: Duration = Duration::from_secs(5);
+
 /// Pause between two attempts, where the answer to the first came at once.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -173,6 +176,7 @@ pub(crate) enum Silence {
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    told: Mutex<Option<(RDKafkaErrorCode, Instant)>>,
 }
 
 impl Reports {
@@ -184,6 +188,17 @@ impl Reports {
         if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
             *last = Some((code, reason.to_owned()));
         }
+    }
+
+    /// Whether an error is worth a line: the client repeats one many times while it lasts.
+    pub(crate) fn is_news(&self, error: &KafkaError) -> bool {
+        let Some(code) = error_code(error) else { return true };
+        let mut told = lock(&self.told);
+        let known = told.is_some_and(|(last, at)| last == code && at.elapsed() < REPEATED);
+        if !known {
+            *told = Some((code, Instant::now()));
+        }
+        !known
     }
 
     /// The last error's code and reason, once.
@@ -321,6 +336,15 @@ mod tests {
         // A commit of lanes that another member owns by now must not be tried again.
         assert_eq!(trouble(RDKafkaErrorCode::IllegalGeneration), Trouble::Lasting);
         assert_eq!(trouble(RDKafkaErrorCode::UnknownMemberId), Trouble::Lasting);
+    }
+
+    #[test]
+    fn an_error_that_goes_on_is_told_once_until_another_comes() {
+        let reports = Reports::default();
+        let down = KafkaError::Global(RDKafkaErrorCode::AllBrokersDown);
+        let resolve = KafkaError::Global(RDKafkaErrorCode::Resolve);
+        let told = [&down, &down, &resolve, &down].map(|error| reports.is_news(error));
+        assert_eq!(told, [true, false, true, true]);
     }
 
     #[test]

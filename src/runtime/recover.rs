@@ -12,6 +12,9 @@ use crate::source::{Commit, SourceError};
 /// Longest wait for a transaction that another process left open: the brokers end it.
 const UNSTABLE: Duration = Duration::from_secs(120);
 
+/// Pause before asking again.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Publishes what committed epochs staged, and discards what was staged by epochs that never were
 /// committed and whose processes are gone.
 ///
@@ -53,6 +56,7 @@ fn committed(committer: &dyn Commit) -> Result<BTreeSet<String>, SourceError> {
         match committer.committed_metadata() {
             Err(error) if error.is_retryable() && Instant::now() < deadline => {
                 tracing::warn!(%error, "positions are not settled yet, waiting");
+                std::thread::sleep(PAUSE);
             }
             outcome => return outcome,
         }

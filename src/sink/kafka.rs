@@ -700,7 +700,9 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka producer in trouble, going on");
+        if self.reports.is_news(&error) {
+            tracing::warn!(%error, reason, "kafka producer in trouble, going on");
+        }
         self.reports.note(&error, reason);
     }
 }

@@ -241,7 +241,19 @@ impl KeyWindow {
         if let Some(last) = self.last {
             let missing = vec![f32::NAN; cut.shape.channels];
             let mut time = last.saturating_add(width);
+            let (shape, missing_bins) =
+                (cut.shape, (bin.start.saturating_sub(time) / width) as u64);
+            // Beyond a window of missing samples nothing is cut: whole rounds of ring and stride,
+            // which would end as they began, are left out, so that one record from a far future
+            // does not stop everything.
+            let round = shape.length as u64 * shape.stride as u64;
+            let rounds = missing_bins.saturating_sub(2 * shape.length as u64) / round;
+            let skip_at = time.saturating_add(width.saturating_mul(shape.length as i64));
             while time < bin.start {
+                if rounds > 0 && time == skip_at {
+                    self.ring.seen += rounds * round;
+                    time = time.saturating_add(width.saturating_mul((rounds * round) as i64));
+                }
                 self.append(cut, time, (bin.first_offset, bin.first_offset), &missing, out);
                 time = time.saturating_add(width);
             }

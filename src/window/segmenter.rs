@@ -438,6 +438,33 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_of_ages_is_as_soon_over_as_a_short_one() {
+        for (length, stride) in [(3, 2), (4, 1), (4, 3)] {
+            let shape = WindowShape { length, stride, resample: Some(1), max_gap: None, ..shape() };
+            let after = |gap: i64| {
+                let mut segmenter = segmenter(&shape);
+                let times = [1, 2, 3, 4, 4 + gap, 5 + gap, 6 + gap, 7 + gap, 8 + gap];
+                let mut segments = segmenter.push(&at_times(&times)).unwrap();
+                segments.append(&mut segmenter.advance(i64::MAX).unwrap());
+                let found = segments.meta.iter().zip(&segments.fresh);
+                let found = found.map(|(meta, fresh)| {
+                    let (start, end) = (meta.window_start, meta.window_end);
+                    let moved = |time: i64| if time > 4 + gap / 2 { time - gap } else { time };
+                    (meta.sequence, moved(start), moved(end), *fresh)
+                });
+                found.collect::<Vec<_>>()
+            };
+            let round = (length * stride) as i64;
+            for gap in 30..30 + round {
+                let short = after(gap);
+                assert!(short.iter().any(|(_, _, end, _)| *end > 4), "{short:?}");
+                assert_eq!(after(gap + 7 * round), short, "{gap}");
+                assert_eq!(after(gap + 1_000_000_000_000 * round), short, "{gap}");
+            }
+        }
+    }
+
+    #[test]
     fn a_gap_longer_than_max_gap_starts_a_new_run() {
         let shape = WindowShape { max_gap: Some(10), ..shape() };
         let mut segmenter = segmenter(&shape);
