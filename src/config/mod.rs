@@ -77,7 +77,8 @@ pub struct KafkaSource {
     /// How `format = "csv"` is read.
     #[serde(default)]
     pub csv: Csv,
-    /// Most messages of one partition handed on together.
+    /// Most messages of one partition handed on together. Up to 16 such batches, of all
+    /// partitions, are under way at once, and a commit waits for those before it.
     #[serde(default = "defaults::batch_messages")]
     pub batch_messages: usize,
     /// Longest a message waits for others of its batch.
@@ -597,7 +598,7 @@ mod defaults {
     use super::{ByteSize, PartitionColumn, TimeSpan};
 
     pub fn batch_messages() -> usize {
-        4096
+        1024
     }
     pub fn linger() -> TimeSpan {
         TimeSpan::from_millis(2)

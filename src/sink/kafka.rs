@@ -51,8 +51,10 @@ const PERSISTENCE: Duration = Duration::from_secs(60);
 const PERSISTENCE_PAUSE: Duration = Duration::from_millis(100);
 /// Time that a slow store may take to save a checkpoint within a transaction.
 const SLOW_COMMIT: Duration = Duration::from_secs(30);
-/// Bounds of `transaction.timeout.ms`: brokers allow up to 15 minutes by default.
-const SHORTEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bounds of `transaction.timeout.ms`. An epoch that takes longer is undone, and what was queued
+/// when its commit was asked for is part of it; a process that is gone for good holds readers back
+/// as long. Brokers allow up to 15 minutes by default.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(120);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// What the producer is given, unless the properties say otherwise.
