@@ -90,7 +90,8 @@ impl ParquetSink {
         pipeline: &config::Pipeline,
         embedding: usize,
     ) -> Result<Self, SinkError> {
-        let staging = Staging::open(&config.path)?;
+        // What was committed is known of this group alone, and so is what was not.
+        let staging = Staging::open(&config.path, &encoded("group=", &pipeline.group()))?;
         let chunk_bytes = CHUNK_BYTES.min(config.roll.0);
         let chunk_rows = chunk_bytes / rows::plain_row_bytes(embedding);
         let schema = rows::schema(embedding).map_err(|reason| failed(staging.root(), reason))?;
@@ -294,18 +295,22 @@ fn date_folder(day: i64) -> String {
     }
 }
 
-/// `key=press%2F4`; what a folder's name has no room for is replaced by a checksum, and the
-/// column in the file has the whole key.
+/// `key=press%2F4`.
 fn key_folder(key: &str) -> String {
+    encoded("key=", key)
+}
+
+/// `beginning` and what of `text` a folder's name has room for, the rest replaced by a checksum.
+fn encoded(beginning: &str, text: &str) -> String {
     const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
-    let mut folder = "key=".to_owned();
+    let mut folder = beginning.to_owned();
     let mut buffer = [0; 4];
-    for letter in key.chars() {
+    for letter in text.chars() {
         let before = folder.len();
         folder.extend(utf8_percent_encode(letter.encode_utf8(&mut buffer), ESCAPED));
         if folder.len() > MOST_FOLDER_BYTES {
             folder.truncate(before);
-            folder.push_str(&format!("-{:08x}", crc32fast::hash(key.as_bytes())));
+            folder.push_str(&format!("-{:08x}", crc32fast::hash(text.as_bytes())));
             break;
         }
     }
@@ -728,18 +733,22 @@ mod tests {
         let config = config(&folder, &[]);
         let mut living = ParquetSink::open(&config, &pipeline(), 2).unwrap();
         living.write(&output("press-4", 0, 0)).unwrap();
-        let dead = folder.path().join("_staging/0123456789abcdef");
+        let group = "_staging/group=contrastream-plant";
+        let dead = folder.path().join(group).join("0123456789abcdef");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("lock"), "").unwrap();
         fs::write(dead.join("part-1-0123456789abcdef-000000.parquet.inprogress"), "PAR1").unwrap();
-        let foreign = folder.path().join("_staging/notes");
-        fs::create_dir(&foreign).unwrap();
+        let notes = folder.path().join(group).join("notes");
+        fs::create_dir(&notes).unwrap();
+        let other = folder.path().join("_staging/group=other/0123456789abcdef");
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join("lock"), "").unwrap();
 
         let mut next = ParquetSink::open(&config, &pipeline(), 2).unwrap();
         assert!(dead.exists(), "a committed epoch may have staged it");
         next.discard().unwrap();
         assert!(!dead.exists());
-        assert!(foreign.exists());
+        assert!(notes.exists() && other.exists());
         drop(next);
         living.flush().unwrap();
         assert_eq!(files_but_staging(folder.path()).len(), 1);

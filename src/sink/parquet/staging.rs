@@ -26,10 +26,12 @@ const TRIES: usize = 8;
 /// whether it lives.
 const OTHERS_STAY: Duration = Duration::from_secs(600);
 
-/// The files of one sink that are not visible yet, under `_staging/<16 hexadecimal digits>` of the
-/// place where results go.
+/// The files of one sink that are not visible yet, under `_staging/<owner>/<16 hexadecimal digits>`
+/// of the place where results go.
 pub(super) struct Staging {
     objects: Objects,
+    /// Folder of the staged files of all whose commits decide about each other's.
+    owners: String,
     /// The place, for errors.
     root: PathBuf,
     token: String,
@@ -64,12 +66,14 @@ impl Staged {
 }
 
 impl Staging {
-    /// Makes the folders. What other processes left behind stays until [`Staging::discard`].
-    pub(super) fn open(location: &Location) -> Result<Self, SinkError> {
+    /// Makes the folders. What other processes of `owner` left behind stays until
+    /// [`Staging::discard`].
+    pub(super) fn open(location: &Location, owner: &str) -> Result<Self, SinkError> {
         let objects = Objects::open(location)?;
+        let owners = format!("{STAGING}/{owner}");
         let (token, scratch) = match location {
             Location::Folder(root) => {
-                let claim = Claim::open(&root.join(STAGING))?;
+                let claim = Claim::open(&root.join(&owners))?;
                 (claim.token.clone(), Scratch::InPlace(claim))
             }
             Location::S3 { .. } => {
@@ -82,7 +86,7 @@ impl Staging {
         };
         let root = location.to_string().into();
         let (finished, prepared) = (Vec::new(), Vec::new());
-        Ok(Self { objects, root, token, scratch, created: 0, finished, prepared })
+        Ok(Self { objects, owners, root, token, scratch, created: 0, finished, prepared })
     }
 
     /// The place where results go.
@@ -99,7 +103,7 @@ impl Staging {
         extension: &str,
     ) -> Result<(File, Staged), SinkError> {
         let opened = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let token = &self.token;
+        let (owners, token) = (&self.owners, &self.token);
         let number = self.created;
         let name = format!("{stem}-{opened:016}-{token}-{number:06}.{extension}");
         let file_name = format!("{name}{SUFFIX}");
@@ -111,7 +115,7 @@ impl Staging {
         let file = File::create_new(&path).map_err(failed_at(&path))?;
         self.created += 1;
         let target = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-        let staged = format!("{STAGING}/{token}/{file_name}");
+        let staged = format!("{owners}/{token}/{file_name}");
         Ok((file, Staged { path, names: StagedFile { staged, target } }))
     }
 
@@ -194,8 +198,8 @@ impl Staging {
     fn discard_objects(&self) -> Result<usize, SinkError> {
         let stay = i64::try_from(OTHERS_STAY.as_micros()).unwrap_or(i64::MAX);
         let until = chrono::Utc::now().timestamp_micros() - stay;
-        let own = format!("{STAGING}/{}/", self.token);
-        let mut staged = self.objects.list(STAGING)?;
+        let own = format!("{}/{}/", self.owners, self.token);
+        let mut staged = self.objects.list(&self.owners)?;
         staged.retain(|object| object.modified_micros < until && !object.name.starts_with(&own));
         for object in &staged {
             self.objects.delete(&object.name)?;
@@ -292,8 +296,9 @@ impl Drop for Claim {
     /// Files stay: they may be of an epoch that was just committed.
     fn drop(&mut self) {
         remove_if_empty(&self.folder);
-        if let Some(all) = self.folder.parent() {
-            let _ = fs::remove_dir(all);
+        // The owner's folder and that of all.
+        for folder in self.folder.ancestors().skip(1).take(2) {
+            let _ = fs::remove_dir(folder);
         }
     }
 }
