@@ -620,7 +620,8 @@ fn whole_millis(duration: Duration) -> Duration {
 /// times of their messages, and no block is handed on before it is known that no lane has an
 /// earlier one: the order is that of the log, whenever and in however many goes it is read, and no
 /// lane runs ahead of the others in event time. A lane is live once it was read to where it ended
-/// when it was taken over: what comes then waits for others no longer than `linger`.
+/// when it was taken over: what comes then waits for others of its batch no longer than `linger`,
+/// and not for other lanes.
 struct Waiting {
     batch_messages: usize,
     linger: Duration,
@@ -656,6 +657,8 @@ struct Block {
     order: (i64, i64),
     next_offset: i64,
     appended_ms: Option<i64>,
+    /// Whether it came after the backlog, and waits for no turn.
+    live: bool,
 }
 
 impl LaneQueue {
@@ -665,8 +668,15 @@ impl LaneQueue {
 
     fn close(&mut self) {
         if !self.open.messages.is_empty() {
+            self.open.live = self.live;
             self.ready.push_back(std::mem::take(&mut self.open));
         }
+    }
+
+    /// The backlog is over.
+    fn go_live(&mut self) {
+        self.close();
+        self.live = true;
     }
 
     /// Order of the lane's first block, if it has any message.
@@ -756,9 +766,9 @@ impl Waiting {
         self.bytes += open.messages.byte_len() - before;
 
         let is_last = open.next_offset.rem_euclid(block_length) == 0;
-        let ends_backlog = !queue.live && queue.end == Some(open.next_offset);
-        queue.live |= ends_backlog;
-        if is_last || ends_backlog || open.messages.byte_len() >= BATCH_BYTES {
+        if !queue.live && queue.end == Some(open.next_offset) {
+            queue.go_live();
+        } else if is_last || open.messages.byte_len() >= BATCH_BYTES {
             queue.close();
         } else if queue.live {
             self.since.get_or_insert_with(Instant::now);
@@ -776,8 +786,7 @@ impl Waiting {
     /// Takes note that a lane was read to its end.
     fn reach_end(&mut self, topic: &str, partition: i32) {
         if let Ok(at) = self.find(topic, partition) {
-            self.queues[at].live = true;
-            self.queues[at].close();
+            self.queues[at].go_live();
         }
     }
 
@@ -806,15 +815,16 @@ impl Waiting {
         if impatient {
             self.held_back = None;
             let silent = self.queues.iter_mut().filter(|queue| queue.ready.is_empty());
-            silent.for_each(|queue| queue.live = true);
+            silent.for_each(LaneQueue::go_live);
         }
-        let first = |queue: &LaneQueue| queue.ready.front().map(|block| block.order);
+        // Those of live lanes before all others.
+        let first = |queue: &LaneQueue| queue.ready.front().map(|block| (!block.live, block.order));
         let filled = self.queues.iter().enumerate().filter_map(|(at, q)| Some((first(q)?, at)));
-        let (order, at) = filled.min()?;
+        let ((takes_turn, order), at) = filled.min()?;
         let comes_later = |(other, queue): (usize, &LaneQueue)| {
             queue.live || queue.first().is_some_and(|first| (first, other) >= (order, at))
         };
-        if !full && !self.queues.iter().enumerate().all(comes_later) {
+        if takes_turn && !full && !self.queues.iter().enumerate().all(comes_later) {
             self.held_back.get_or_insert(now);
             return None;
         }
@@ -974,6 +984,24 @@ mod tests {
         assert_eq!(at_once.len(), 8);
         // After the first three blocks: two of lane 0 and one of lane 1.
         assert_eq!(all([6, 3]), at_once[3..]);
+    }
+
+    #[test]
+    fn a_live_lane_does_not_wait_for_the_backlog_of_another() {
+        let mut waiting = waiting(2, Duration::ZERO, &[0, 1]);
+        // Lane 0 is read up to its end; of lane 1 nothing is known.
+        waiting.push(&message(0, 0, Some(b"x")));
+        waiting.reach_end("t", 0);
+        waiting.push(&message(0, 1, Some(b"x")));
+        waiting.push(&message(0, 2, Some(b"x")));
+        let now = Instant::now() + Duration::from_millis(1);
+        assert_eq!(due(&mut waiting, now), [], "the end of its backlog takes its turn");
+        waiting.push(&message(1, 0, Some(b"x")));
+        waiting.push(&message(1, 1, Some(b"x")));
+        let expected = [(0, vec![0]), (0, vec![1]), (0, vec![2]), (1, vec![0, 1])];
+        assert_eq!(due(&mut waiting, now), expected);
+        waiting.push(&message(0, 3, Some(b"x")));
+        assert_eq!(due(&mut waiting, now), [(0, vec![3])], "with no word of lane 1");
     }
 
     #[test]
