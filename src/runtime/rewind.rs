@@ -32,11 +32,15 @@ pub fn serve(
     let mut started = false;
     loop {
         let commits = status.commits();
-        started |= opened.is_ok();
+        let runs = opened.is_ok();
+        started |= runs;
         let error = match opened.and_then(|opened| run(pipeline, opened, store, status)) {
             Ok(summary) => return Ok(summary),
             Err(error) => error,
         };
+        if started && !runs && error.may_pass() && status.is_stopping() {
+            return Ok(stopped_at_last_commit());
+        }
         if !started || !error.may_pass() || status.is_stopping() {
             status.fail(&error.to_string());
             return Err(error);
@@ -49,13 +53,18 @@ pub fn serve(
         tracing::warn!(%error, ?retry_in, "going on from the last commit");
         metrics::counter!(telemetry::RUNTIME_REWINDS, "stage" => error.stage()).increment(1);
         if !wait(retry_in, status) {
-            // All that was committed stays, and nothing else was made visible.
-            tracing::warn!("told to stop meanwhile");
-            return Ok(Summary::default());
+            return Ok(stopped_at_last_commit());
         }
         pause = (2 * pause).min(LONGEST_PAUSE);
         opened = open();
     }
+}
+
+/// The end of a service that is told to stop while nothing runs: all that was committed stays, and
+/// nothing else was made visible.
+fn stopped_at_last_commit() -> Summary {
+    tracing::warn!("told to stop before it could go on from the last commit");
+    Summary::default()
 }
 
 /// Waits, unless the service is told to stop.

@@ -594,3 +594,18 @@ fn a_failure_that_lasts_or_comes_at_the_first_opening_ends_the_service() {
     let scripts = vec![Ok(vec![lost()]), Err(gone().into())];
     assert_eq!(serve_scripts(scripts, &log, &Arc::default()), Err(missing));
 }
+
+#[test]
+fn a_service_that_is_told_to_stop_while_it_cannot_go_on_ends_well() {
+    let (log, status) = (Log::default(), Arc::new(Status::default()));
+    let mut first = true;
+    let outcome = serve(&pipeline(), None, &status, || {
+        if std::mem::take(&mut first) {
+            return Ok(opened(Script::new([lost()], &status, &log), sink(&log), None));
+        }
+        status.stop();
+        Err(unreachable_brokers())
+    });
+    assert_eq!(outcome.map_err(|error| error.to_string()), Ok(Summary::default()));
+    assert_eq!(status.failure(), None);
+}
