@@ -11,6 +11,8 @@
 //! save    what was touched since the last time is added to a part of the store
 //! ```
 
+mod compact;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use rustc_hash::FxHashMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::compact::CompactMap;
 use crate::checkpoint::{Checkpoint, CheckpointError, Part, SavedIndex, SavedKeys, Store};
 use crate::source::Lane;
 
@@ -48,7 +51,7 @@ pub struct Keys<V> {
     oldest: u32,
     /// How often keys were seen: the next one's number.
     seen: u64,
-    evicted: FxHashMap<Arc<str>, Evicted>,
+    evicted: CompactMap<Evicted>,
     /// Bytes of evicted states that are in no part yet.
     waiting: usize,
     /// Parts that hold a state which is still the last of its key, by the order of writing.
@@ -81,8 +84,10 @@ enum Saved {
     At(Place),
 }
 
-/// Where a state is: in which of the parts, and where after its base.
+/// Where a state is: in which of the parts, and where after its base. Every evicted key has one, so
+/// it is packed.
 #[derive(Clone, Copy, Debug)]
+#[repr(packed(4))]
 struct Place {
     part: u32,
     offset: u64,
@@ -156,7 +161,7 @@ impl<V: State> Keys<V> {
             newest: NONE,
             oldest: NONE,
             seen: 0,
-            evicted: FxHashMap::default(),
+            evicted: CompactMap::new(),
             waiting: 0,
             parts: BTreeMap::new(),
             limits: LIMITS,
@@ -183,10 +188,19 @@ impl<V: State> Keys<V> {
         for index in &saved.indices {
             keys.load_index(index, store, foreign)?;
         }
-        let mut known: Vec<(u64, Arc<str>)> =
-            keys.evicted.iter().map(|(key, evicted)| (evicted.seen, Arc::clone(key))).collect();
+        let mut known: Vec<(u64, usize)> = keys
+            .evicted
+            .iter()
+            .enumerate()
+            .map(|(position, (_, evicted))| (evicted.seen, position))
+            .collect();
         known.sort_unstable();
-        for newest in known[known.len().saturating_sub(keys.capacity)..].chunks(VISITED) {
+        let newest = known.split_off(known.len().saturating_sub(keys.capacity));
+        let newest: Vec<(u64, Arc<str>)> = newest
+            .into_iter()
+            .map(|(seen, position)| (seen, keys.evicted.at(position).0.into()))
+            .collect();
+        for newest in newest.chunks(VISITED) {
             for Taken { key, value, seen, saved } in keys.take(newest)? {
                 keys.insert(key, value, seen, saved);
             }
@@ -209,7 +223,7 @@ impl<V: State> Keys<V> {
             let place = Place { part: number, offset, length, crc };
             self.hold(place);
             let evicted = Evicted { seen, open, bytes: Saved::At(place) };
-            match self.evicted.insert(key, evicted).map(|before| before.bytes) {
+            match self.evicted.insert(&key, evicted).map(|before| before.bytes) {
                 Some(Saved::At(before)) => self.forget(before),
                 Some(Saved::Waiting(_)) | None => {}
             }
@@ -244,13 +258,12 @@ impl<V: State> Keys<V> {
         if self.evicted.is_empty() {
             return Ok(());
         }
-        let mut wanted: Vec<(u64, Arc<str>)> = keys
-            .into_iter()
-            .filter_map(|key| self.evicted.get_key_value(key))
-            .map(|(key, evicted)| (evicted.seen, Arc::clone(key)))
-            .collect();
+        let mut wanted: Vec<(u64, &str)> =
+            keys.into_iter().filter_map(|key| Some((self.evicted.get(key)?.seen, key))).collect();
         wanted.sort_unstable();
         wanted.dedup();
+        let wanted: Vec<(u64, Arc<str>)> =
+            wanted.into_iter().map(|(seen, key)| (seen, key.into())).collect();
         for Taken { key, value, seen, saved } in self.take(&wanted)? {
             self.insert(key, value, seen, saved);
         }
@@ -270,7 +283,7 @@ impl<V: State> Keys<V> {
             self.change(slot);
             return slot as usize;
         }
-        debug_assert!(!self.evicted.contains_key(key), "{key} was not fetched");
+        debug_assert!(!self.evicted.contains(key), "{key} was not fetched");
         self.insert(key.into(), make(), self.seen, None)
     }
 
@@ -301,7 +314,7 @@ impl<V: State> Keys<V> {
                 Some(place) => Saved::At(place),
                 None => self.wait(encode(&key, &value)?),
             };
-            self.evicted.insert(key, Evicted { seen, open, bytes });
+            self.evicted.insert(&key, Evicted { seen, open, bytes });
         }
         self.relieve()?;
         Ok(excess)
@@ -315,19 +328,25 @@ impl<V: State> Keys<V> {
         &mut self,
         mut visit: impl FnMut(&Arc<str>, &mut V),
     ) -> Result<(), CheckpointError> {
-        let mut open: Vec<(u64, Arc<str>)> = self
+        // None is taken out or added meanwhile: positions stay what they are.
+        let mut open: Vec<(u64, usize)> = self
             .evicted
             .iter()
-            .filter(|(_, evicted)| evicted.open)
-            .map(|(key, evicted)| (evicted.seen, Arc::clone(key)))
+            .enumerate()
+            .filter(|(_, (_, evicted))| evicted.open)
+            .map(|(position, (_, evicted))| (evicted.seen, position))
             .collect();
         open.sort_unstable();
         for some in open.chunks(VISITED) {
-            for Taken { key, mut value, seen, saved } in self.take(some)? {
-                saved.into_iter().for_each(|place| self.forget(place));
+            for (position, key, mut value) in self.look_at(some)? {
                 visit(&key, &mut value);
                 let bytes = self.wait(encode(&key, &value)?);
-                self.evicted.insert(key, Evicted { seen, open: value.is_open(), bytes });
+                let evicted = self.evicted.at_mut(position);
+                evicted.open = value.is_open();
+                match std::mem::replace(&mut evicted.bytes, bytes) {
+                    Saved::At(before) => self.forget(before),
+                    Saved::Waiting(before) => self.waiting -= before.len(),
+                }
             }
             self.relieve()?;
         }
@@ -387,9 +406,9 @@ impl<V: State> Keys<V> {
     fn waiting_chunk(&self) -> Result<Chunk, CheckpointError> {
         let mut chunk = Chunk::default();
         if self.waiting > 0 {
-            for (key, evicted) in &self.evicted {
+            for (key, evicted) in self.evicted.iter() {
                 if let Saved::Waiting(bytes) = &evicted.bytes {
-                    chunk.add(key, evicted.seen, evicted.open, bytes)?;
+                    chunk.add(&key.into(), evicted.seen, evicted.open, bytes)?;
                 }
             }
         }
@@ -423,12 +442,12 @@ impl<V: State> Keys<V> {
         if outdated.is_empty() {
             return Ok(());
         }
-        let mut moved = Vec::new();
-        for (key, evicted) in &self.evicted {
+        let mut moved: Vec<(Arc<str>, u64, bool, Place)> = Vec::new();
+        for (key, evicted) in self.evicted.iter() {
             if let Saved::At(place) = evicted.bytes
                 && place.moves(outdated, budget)
             {
-                moved.push((Arc::clone(key), evicted.seen, evicted.open, place));
+                moved.push((key.into(), evicted.seen, evicted.open, place));
             }
         }
         let places: Vec<Place> = moved.iter().map(|(.., place)| *place).collect();
@@ -484,8 +503,10 @@ impl<V: State> Keys<V> {
 
     /// Takes evicted keys out, with their states.
     fn take(&mut self, keys: &[(u64, Arc<str>)]) -> Result<Vec<Taken<V>>, CheckpointError> {
-        let taken: Vec<(Arc<str>, Evicted)> =
-            keys.iter().filter_map(|(_, key)| self.evicted.remove_entry(key)).collect();
+        let taken: Vec<(Arc<str>, Evicted)> = keys
+            .iter()
+            .filter_map(|(_, key)| Some((Arc::clone(key), self.evicted.remove(key)?)))
+            .collect();
         let places: Vec<Place> = taken
             .iter()
             .filter_map(|(_, evicted)| match evicted.bytes {
@@ -507,6 +528,28 @@ impl<V: State> Keys<V> {
                 }
             };
             found.push(Taken { key, value, seen, saved });
+        }
+        Ok(found)
+    }
+
+    /// The states of evicted keys by (seen, position), each with its position and key.
+    fn look_at(&self, keys: &[(u64, usize)]) -> Result<Vec<(usize, Arc<str>, V)>, CheckpointError> {
+        let places: Vec<Place> = keys
+            .iter()
+            .filter_map(|(_, position)| match self.evicted.at(*position).1.bytes {
+                Saved::At(place) => Some(place),
+                Saved::Waiting(_) => None,
+            })
+            .collect();
+        let mut read = self.read(&places)?.into_iter();
+        let mut found = Vec::with_capacity(keys.len());
+        for (_, position) in keys {
+            let (key, evicted) = self.evicted.at(*position);
+            let value = match &evicted.bytes {
+                Saved::At(place) => self.decode(key, *place, &read.next().unwrap_or_default())?,
+                Saved::Waiting(bytes) => decode(key, bytes)?,
+            };
+            found.push((*position, key.into(), value));
         }
         Ok(found)
     }
