@@ -119,11 +119,20 @@ impl Objects {
     /// If it cannot be written. The name then stands for what it stood for before, or for the new
     /// object where only the confirmation was lost.
     pub fn put(&self, name: &str, bytes: Bytes) -> Result<(), ObjectError> {
+        self.put_chunks(name, vec![bytes])
+    }
+
+    /// Writes an object whose bytes lie in several places, as [`Objects::put`] does, without a
+    /// copy of all of them.
+    ///
+    /// # Errors
+    /// As [`Objects::put`].
+    pub fn put_chunks(&self, name: &str, chunks: Vec<Bytes>) -> Result<(), ObjectError> {
         self.come_to("objects.put", name)?;
         self.check(name)?;
         match &self.place {
-            Place::Folder(folder) => folder.put(name, &bytes),
-            Place::Bucket(bucket) => bucket.put(name, bytes),
+            Place::Folder(folder) => folder.put(name, &chunks),
+            Place::Bucket(bucket) => bucket.put(name, chunks),
         }
     }
 
@@ -326,6 +335,9 @@ mod tests {
         objects.put("a/b", Bytes::from_static(b"0123456789")).unwrap();
 
         assert_eq!(objects.get("a/b").unwrap(), "0123456789");
+        let chunks = ["01", "", "234", "56789"].map(|chunk| Bytes::from_static(chunk.as_bytes()));
+        objects.put_chunks("chunks", chunks.into()).unwrap();
+        assert_eq!(objects.get("chunks").unwrap(), "0123456789");
         let ranges = objects.get_ranges("a/b", &[7..10, 0..2, 3..3]).unwrap();
         assert_eq!(ranges, ["789", "01", ""]);
         assert!(objects.exists("a/b").unwrap());

@@ -82,16 +82,15 @@ impl Part {
         Some(bytes.collect())
     }
 
-    /// All of it as one object, if it is not in the store yet and has any bytes.
-    pub(super) fn object(&self) -> Option<Bytes> {
+    /// What makes it an object, one after the other, if it is not in the store yet and has any
+    /// bytes.
+    pub(super) fn object(&self) -> Option<Vec<Bytes>> {
         let chunks = match &*self.content() {
             Content::Waiting(chunks) if !chunks.is_empty() => chunks.clone(),
             Content::Waiting(_) | Content::Stored => return None,
         };
-        let mut object = Vec::with_capacity(end(&chunks) as usize);
-        object.extend_from_slice(&HEADER);
-        chunks.iter().for_each(|(_, bytes)| object.extend_from_slice(bytes));
-        Some(object.into())
+        let header = Bytes::from_static(&HEADER);
+        Some([header].into_iter().chain(chunks.into_iter().map(|(_, bytes)| bytes)).collect())
     }
 
     /// From now on its bytes are read from the store.

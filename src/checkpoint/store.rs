@@ -145,9 +145,9 @@ impl Store {
     /// # Errors
     /// If it cannot be written.
     pub fn save_part(&self, part: &Part) -> Result<usize, CheckpointError> {
-        let Some(bytes) = part.object() else { return Ok(0) };
-        let size = bytes.len();
-        self.objects.put(&part_name(part.id()), bytes)?;
+        let Some(chunks) = part.object() else { return Ok(0) };
+        let size = chunks.iter().map(Bytes::len).sum();
+        self.objects.put_chunks(&part_name(part.id()), chunks)?;
         part.settle();
         Ok(size)
     }

@@ -1,5 +1,6 @@
 //! Objects in a bucket of S3, or of a store that speaks its protocol.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -7,7 +8,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
@@ -71,11 +72,12 @@ impl Bucket {
         }
     }
 
-    pub(super) fn put(&self, name: &str, bytes: Bytes) -> Result<(), ObjectError> {
-        let mut rest = bytes.clone();
-        let parts = || Ok(rest.split_to(PART.min(rest.len())));
+    pub(super) fn put(&self, name: &str, chunks: Vec<Bytes>) -> Result<(), ObjectError> {
+        let size: usize = chunks.iter().map(Bytes::len).sum();
+        let mut rest = VecDeque::from(chunks);
+        let parts = || Ok(take_part(&mut rest, PART));
         self.runtime
-            .block_on(self.write(name, bytes.len() as u64, parts))
+            .block_on(self.write(name, size as u64, parts))
             .map_err(|error| self.failed(name, &error))
     }
 
@@ -331,6 +333,28 @@ fn reason(error: &str) -> String {
     }
 }
 
+/// The next `size` bytes of `chunks`, or all that is left; copied only where they are of several.
+fn take_part(chunks: &mut VecDeque<Bytes>, size: usize) -> Bytes {
+    let mut part = Bytes::new();
+    while part.len() < size
+        && let Some(mut chunk) = chunks.pop_front()
+    {
+        let taken = chunk.split_to(chunk.len().min(size - part.len()));
+        if !chunk.is_empty() {
+            chunks.push_front(chunk);
+        }
+        part = match part.is_empty() {
+            true => taken,
+            false => {
+                let mut joined = BytesMut::from(part);
+                joined.extend_from_slice(&taken);
+                joined.freeze()
+            }
+        };
+    }
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,6 +391,14 @@ mod tests {
         let error = failed("s3://plant", "", &answered("502 Bad Gateway", ""));
         assert!(error.is_retryable());
         assert!(error.reason.contains("502 Bad Gateway"), "{error}");
+    }
+
+    #[test]
+    fn parts_have_the_size_asked_for_however_the_chunks_are_cut() {
+        let chunks = [&b"0"[..], b"", b"12", b"3456789"];
+        let mut chunks = chunks.into_iter().map(Bytes::from_static).collect();
+        let parts: Vec<Bytes> = (0..5).map(|_| take_part(&mut chunks, 3)).collect();
+        assert_eq!(parts, ["012", "345", "678", "9", ""]);
     }
 
     #[test]

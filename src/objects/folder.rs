@@ -32,8 +32,9 @@ impl Folder {
         Ok(folder)
     }
 
-    pub(super) fn put(&self, name: &str, bytes: &[u8]) -> Result<(), ObjectError> {
-        self.write(name, |file| file.write_all(bytes)).map_err(|error| self.failed(name, &error))
+    pub(super) fn put(&self, name: &str, chunks: &[Bytes]) -> Result<(), ObjectError> {
+        self.write(name, |file| chunks.iter().try_for_each(|chunk| file.write_all(chunk)))
+            .map_err(|error| self.failed(name, &error))
     }
 
     pub(super) fn put_file(&self, name: &str, path: &Path) -> Result<(), ObjectError> {
