@@ -1,6 +1,6 @@
 # The table of commands: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos fuzz bench lint fmt doc broker broker-down compose-check clean
+.PHONY: help demo test chaos memory fuzz bench lint fmt doc broker broker-down compose-check clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,6 +21,11 @@ test: ## Run every test, against a real Kafka broker brought up for it
 chaos: export CHAOS_KILLS ?= 200
 chaos: ## Kill it CHAOS_KILLS times (200) or more while records flow, and count what comes out
 	@scripts/test --test chaos -- --nocapture
+
+memory: export MEMORY_KEYS ?= 1000000
+memory: ## Measure what MEMORY_KEYS (1000000) keys take, a tenth of them in memory, the rest in the store
+	@scripts/setup build
+	@$(CARGO) test --release --locked $(FEATURES) --test memory keys_beyond -- --nocapture
 
 fuzz: ## Search for input that breaks what reads it, FUZZ_SECONDS (10) for each kind
 	@scripts/fuzz
