@@ -39,6 +39,7 @@ metrics_table! {
     SOURCE_BYTES = Counter "contrastream_source_bytes_total", "Bytes of messages read.";
     SOURCE_LANES = Gauge "contrastream_source_lanes", "Lanes (partitions, files) that this process owns.";
     SOURCE_PAUSES = Counter "contrastream_source_pauses_total", "Times the source was paused because the stages behind it were full.";
+    SOURCE_RETRIES = Counter "contrastream_source_retries_total", "Failures of the source after which it was asked again.";
     DECODE_FAILURES = Counter "contrastream_decode_failures_total", "Messages that could not be decoded and became dead letters.";
     DECODE_SKIPPED = Counter "contrastream_decode_skipped_rows_total", "Long rows whose code is not one of the channels.";
     WINDOW_LATE = Counter "contrastream_window_late_records_total", "Records behind their key's watermark, left out of windows.";

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
 
+use super::backoff::Backoff;
 use super::ingest::{Answer, FINISHED, SavedLanes, Task};
 use super::{RuntimeError, Status};
 use crate::checkpoint::{Checkpoint, Part, SavedKeys, Store};
@@ -91,7 +92,7 @@ const JAM: Duration = Duration::from_secs(1);
 /// segments or dead letters.
 const MOST_FREIGHT: usize = 64 << 20;
 /// Tries of a commit that no later one makes good.
-const LAST_TRIES: usize = 6;
+const LAST_TRIES: usize = 10;
 /// Longest pause between two tries of a source that failed for now.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -170,7 +171,7 @@ impl<'a> Feed<'a> {
 
     /// Feeds until the source ends or the service is told to stop, then commits a last time.
     pub fn run(mut self) -> Result<(), RuntimeError> {
-        let mut backoff = POLL;
+        let mut backoff = Backoff::new(POLL, LONGEST_BACKOFF);
         while !self.status.is_stopping() {
             if !self.hand_on_held()? {
                 std::thread::sleep(FULL);
@@ -188,13 +189,14 @@ impl<'a> Feed<'a> {
                     break;
                 }
                 Ok(event) => {
-                    backoff = POLL;
+                    backoff.reset();
                     self.take(event)?;
                 }
                 Err(error) if error.is_retryable() => {
-                    tracing::warn!(%error, retry_in = ?backoff, "source failed, trying again");
-                    std::thread::sleep(backoff);
-                    backoff = (2 * backoff).min(LONGEST_BACKOFF);
+                    let retry_in = backoff.pause();
+                    tracing::warn!(%error, ?retry_in, "source failed, trying again");
+                    metrics::counter!(telemetry::SOURCE_RETRIES).increment(1);
+                    std::thread::sleep(retry_in);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -459,7 +461,7 @@ impl<'a> Feed<'a> {
     fn commit(&mut self) -> Result<Committed, RuntimeError> {
         // This one covers what that one would have.
         self.held.retain(|held| !matches!(held, Held::Commit));
-        let mut backoff = POLL;
+        let mut backoff = Backoff::new(POLL, LONGEST_BACKOFF);
         let mut tries = 1;
         loop {
             let (commit, saves, committed) = self.prepare_commit();
@@ -467,9 +469,9 @@ impl<'a> Feed<'a> {
             self.save(saves)?;
             match committed.recv().map_err(ended)? {
                 Err(error) if tries < LAST_TRIES => {
-                    tracing::warn!(%error, retry_in = ?backoff, "positions not committed");
-                    std::thread::sleep(backoff);
-                    backoff = (4 * backoff).min(LONGEST_BACKOFF);
+                    let retry_in = backoff.pause();
+                    tracing::warn!(%error, ?retry_in, "positions not committed");
+                    std::thread::sleep(retry_in);
                     tries += 1;
                 }
                 outcome => return Ok(outcome),

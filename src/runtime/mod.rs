@@ -17,6 +17,7 @@
 //! Before the first record, `recover` finishes what an epoch that was committed had left to do.
 //! After a failure that may pass, [`serve`] goes on from the last commit.
 
+mod backoff;
 mod core;
 mod deliver;
 mod feed;

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
-
+use super::backoff::Backoff;
 use super::{Opened, RuntimeError, Status, Summary, run};
 use crate::checkpoint::Store;
 use crate::config;
@@ -26,7 +25,7 @@ pub fn serve(
     status: &Status,
     mut open: impl FnMut() -> Result<Opened, RuntimeError>,
 ) -> Result<Summary, RuntimeError> {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     // Whoever starts a service that cannot start wants to know.
     let mut opened = open();
     let mut started = false;
@@ -46,16 +45,14 @@ pub fn serve(
             return Err(error);
         }
         if status.commits() > commits {
-            pause = FIRST_PAUSE;
+            backoff.reset();
         }
-        // Replicas that failed together are not to come back together.
-        let retry_in = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        let retry_in = backoff.pause();
         tracing::warn!(%error, ?retry_in, "going on from the last commit");
         metrics::counter!(telemetry::RUNTIME_REWINDS, "stage" => error.stage()).increment(1);
         if !wait(retry_in, status) {
             return Ok(stopped_at_last_commit());
         }
-        pause = (2 * pause).min(LONGEST_PAUSE);
         opened = open();
     }
 }
