@@ -22,6 +22,8 @@ RUN apt-get update \
         /var/lib/contrastream/state /var/lib/contrastream/out
 COPY --from=build /usr/local/bin/contrastream /usr/local/bin/contrastream
 COPY pipelines /etc/contrastream/pipelines
+# Else glibc keeps freed blocks of up to 32 MiB in every thread: docs/memory.md.
+ENV MALLOC_MMAP_THRESHOLD_=131072
 ENV CONTRASTREAM_STATE=/var/lib/contrastream/state \
     CONTRASTREAM_OUT=/var/lib/contrastream/out \
     CONTRASTREAM_LISTEN=0.0.0.0:8080

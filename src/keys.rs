@@ -87,7 +87,7 @@ enum Saved {
 /// Where a state is: in which of the parts, and where after its base. Every evicted key has one, so
 /// it is packed.
 #[derive(Clone, Copy, Debug)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 struct Place {
     part: u32,
     offset: u64,
