@@ -269,7 +269,7 @@ const PARTITIONS: i32 = 4;
 /// More than may be anywhere between the topic and the results.
 const BACKLOG: u64 = 400 * MIB;
 /// Bytes of a record beside its readings.
-const FILLER: usize = 900;
+const FILLER: usize = 30_000;
 
 /// Fills a topic with readings, each with a long field that nobody asked for.
 fn fill(plant: &Plant) {
@@ -300,7 +300,7 @@ fn slow_sinks_hold_the_source_back_and_nothing_piles_up() {
     plant.set("source.properties.max.poll.interval.ms=6000");
     fill(&plant);
     let mut command = run(&plant);
-    command.env("FAILPOINTS", "deliver.outputs=sleep(50)");
+    command.env("FAILPOINTS", "deliver.outputs=sleep(400)");
     let mut program = Program::start(command);
     program.wait_metric("contrastream_source_pauses_total", 1.0);
     thread::sleep(Duration::from_secs(10));
