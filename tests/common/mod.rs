@@ -549,7 +549,11 @@ pub fn standing(group: &str, topic: &str, partitions: i32) -> Option<Vec<Standin
     let mut lanes = TopicPartitionList::new();
     lanes.add_partition_range(topic, 0, partitions - 1);
     let committed = match consumer.committed_offsets(lanes, PATIENCE) {
-        Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NotCoordinator)) => return None,
+        Err(KafkaError::MetadataFetch(
+            RDKafkaErrorCode::NotCoordinator
+            | RDKafkaErrorCode::CoordinatorNotAvailable
+            | RDKafkaErrorCode::CoordinatorLoadInProgress,
+        )) => return None,
         committed => committed.unwrap(),
     };
     let standing = committed.elements().into_iter().map(|found| {
