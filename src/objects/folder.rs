@@ -108,7 +108,11 @@ impl Folder {
         content: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<()> {
         let folder = self.root.join(UNFINISHED);
-        fs::create_dir_all(&folder)?;
+        // Not the root: where that is gone, so is what was in it.
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let unfinished = folder.join(format!("{:016x}", RandomState::new().hash_one(name)));
         let path = self.root.join(name);
         let write = || {

@@ -93,6 +93,7 @@ pub struct KafkaSink {
     largest_letter: usize,
     /// The JSON of one message, reused.
     json: Vec<u8>,
+    brokers: String,
     transactions: Option<Transactions>,
 }
 
@@ -149,6 +150,7 @@ impl KafkaSink {
         }
         Ok(Self {
             producer,
+            brokers,
             transactions,
             pipeline: pipeline.name.clone(),
             channels: pipeline.records.channels.clone(),
@@ -181,11 +183,23 @@ impl KafkaSink {
         self.producer.context().take_failure().map_err(|failure| self.reason_of(failure))
     }
 
-    /// A producer that can do nothing more fails whatever it holds: why it cannot is the reason.
+    /// A producer that can do nothing more, or whose transaction cannot be committed, drops what it
+    /// holds: why it cannot is the reason.
     fn reason_of(&self, failure: SinkError) -> SinkError {
-        match (&self.transactions, self.producer.client().fatal_error()) {
-            (Some(transactions), Some((code, reason))) => {
-                transactions.failed(Some((code, reason)), &KafkaError::MessageProduction(code))
+        let Some(transactions) = &self.transactions else { return failure };
+        if let Some((code, reason)) = self.producer.client().fatal_error() {
+            let error = KafkaError::MessageProduction(code);
+            return transactions.failed(Some((code, reason)), &error);
+        }
+        // Within a transaction nothing begins; of one that failed, this says why.
+        match self.producer.begin_transaction() {
+            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                if trouble(error.code()) == Trouble::Refused {
+                    let topics: Vec<_> = self.topics.all().collect();
+                    let reason = format!("topics {}: {}", topics.join(", "), error.string());
+                    return SinkError::Refused { brokers: self.brokers.clone(), reason };
+                }
+                transactions.failed(None, &KafkaError::Transaction(error))
             }
             _ => failure,
         }
