@@ -98,11 +98,17 @@ fn exacting(plant: &mut Plant) {
     );
 }
 
+/// A member that was killed holds the group up for as long.
+fn soon_forgotten(plant: &mut Plant) {
+    plant.set("source.properties.session.timeout.ms=3000");
+    plant.set("source.properties.heartbeat.interval.ms=500");
+}
+
 fn over_broker(name: &str, records: &[(String, String)]) -> Plant {
     let mut plant = Plant::on_broker(name, PARTITIONS);
     exacting(&mut plant);
+    soon_forgotten(&mut plant);
     plant.set("source.batch_messages=64");
-    plant.set("source.properties.session.timeout.ms=6000");
     plant.set("sink.kafka.properties.transaction.timeout.ms=10000");
     produce(&plant.topic("sensors"), PARTITIONS, records);
     plant
@@ -164,6 +170,7 @@ fn a_backlog_into_files_alone_comes_out_once() {
         plant.name = topic;
         plant.set("http.listen=\"\"");
         exacting(&mut plant);
+        soon_forgotten(&mut plant);
         common::create_topic(&plant.topic("sensors"), PARTITIONS, &[]);
         produce(&plant.topic("sensors"), PARTITIONS, &records);
         plant
