@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use contrastream::checkpoint::{Checkpoint, Store};
+use contrastream::checkpoint::{Checkpoint, Part, SavedWindows, Store};
 use contrastream::config::Pipeline;
 use contrastream::runtime::Core;
 use contrastream::source::Lane;
@@ -27,7 +27,8 @@ struct Saved {
     path: PathBuf,
     file: Vec<u8>,
     checkpoint: Vec<u8>,
-    windows: Vec<u8>,
+    shape: WindowShape,
+    windows: SavedWindows,
     core: Vec<u8>,
 }
 
@@ -49,7 +50,12 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(postcard::from_bytes(&again), Ok(checkpoint));
             }
         }
-        2 => drop(postcard::from_bytes::<Segmenter>(&edited(&saved.windows, edits))),
+        2 => {
+            let lane = edited(&saved.windows.lane, edits);
+            let windows = SavedWindows { lane, ..saved.windows.clone() };
+            let lane = Lane::new("plant", 0);
+            drop(Segmenter::load(lane, &saved.shape, 4, &windows, &saved.store));
+        }
         _ => drop(Core::load(&edited(&saved.core, edits), &saved.pipeline)),
     }
 });
@@ -80,27 +86,30 @@ fn save() -> Saved {
     let pipeline = Pipeline::from_toml(&text, "fuzz.toml", &[]).expect("a valid pipeline");
     let lane = Lane::new("plant", 0);
     let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
-    let windows = postcard::to_stdvec(&Segmenter::new(lane.clone(), shape, 4)).expect("windows");
-    let core = Core::new(&pipeline).save().expect("a model");
+    let part = Part::new(ID.to_owned());
+    let mut segmenter = Segmenter::new(lane.clone(), shape.clone(), 4);
+    let windows = segmenter.save(&part).expect("windows");
+    let saved = Core::new(&pipeline).save(&part).expect("a model");
     let checkpoint = Checkpoint {
         id: ID.to_owned(),
         pipeline: pipeline.name.clone(),
         positions: vec![(lane.clone(), 7)],
         windows: vec![(lane, windows.clone())],
-        core: core.clone(),
+        keys: saved.keys,
         staged: Vec::new(),
+        core: saved.core,
     };
     let store = Store::open(&pipeline.checkpoint).expect("a folder").expect("it is named");
-    store.save(&checkpoint).expect("a file");
-    let mut entries = fs::read_dir(&folder).expect("the store's folder");
-    let path = entries.next().expect("what was saved").expect("its name").path();
+    store.save(&checkpoint, &part).expect("a file");
+    let path = folder.join(format!("{ID}.checkpoint"));
     Saved {
         file: fs::read(&path).expect("what was saved"),
         checkpoint: postcard::to_stdvec(&checkpoint).expect("a checkpoint"),
+        core: checkpoint.core,
         pipeline,
         store,
         path,
+        shape,
         windows,
-        core,
     }
 }
