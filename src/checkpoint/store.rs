@@ -13,6 +13,7 @@ use super::{Checkpoint, NEWEST, process_token};
 use crate::config;
 use crate::faults::{self, step};
 use crate::objects::{ObjectError, ObjectErrorKind, Objects};
+use crate::sink::StagedFile;
 
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
@@ -199,12 +200,18 @@ impl Store {
         }
     }
 
-    /// The newest checkpoint that verifies: for sources that keep no positions themselves. One
-    /// that does not verify is passed over with a warning, for positions go back with the state.
+    /// The newest checkpoint: for sources that keep no positions themselves. Where results may come
+    /// twice (`repeats`), one that does not verify is passed over with a warning, for positions go
+    /// back with the state; where they may not, what it had published would be repeated.
     ///
     /// # Errors
-    /// If the store cannot be read, or a checkpoint has another format or is not of `pipeline`.
-    pub fn latest(&self, pipeline: &str) -> Result<Option<Checkpoint>, CheckpointError> {
+    /// If the store cannot be read, or a checkpoint has another format or is not of `pipeline`, or,
+    /// unless `repeats`, does not verify.
+    pub fn latest(
+        &self,
+        pipeline: &str,
+        repeats: bool,
+    ) -> Result<Option<Checkpoint>, CheckpointError> {
         for id in self.ids()?.iter().rev() {
             match self.load_one(id) {
                 Ok(checkpoint) if checkpoint.pipeline == pipeline => return Ok(Some(checkpoint)),
@@ -212,7 +219,7 @@ impl Store {
                     let (object, expected) = (self.place(&name_of(id)), pipeline.to_owned());
                     return Err(CheckpointError::Foreign { object, found, expected });
                 }
-                Err(error @ CheckpointError::Corrupt { .. }) => {
+                Err(error @ CheckpointError::Corrupt { .. }) if repeats => {
                     tracing::warn!(%error, "going back to the checkpoint before");
                 }
                 Err(error) => return Err(error),
@@ -300,7 +307,21 @@ impl Store {
         Ok(found)
     }
 
-    /// A checkpoint without its core.
+    /// The files of results that the checkpoint `id` names; `None` if it is not there.
+    ///
+    /// # Errors
+    /// If it does not verify, or has another format.
+    pub fn staged(&self, id: &str) -> Result<Option<Vec<StagedFile>>, CheckpointError> {
+        match self.manifest(id) {
+            Ok(checkpoint) => Ok(Some(checkpoint.staged)),
+            Err(CheckpointError::Object(error)) if error.kind == ObjectErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A checkpoint without its core, which is most of it.
     fn manifest(&self, id: &str) -> Result<Checkpoint, CheckpointError> {
         let name = name_of(id);
         let corrupt =
@@ -451,7 +472,7 @@ mod tests {
         let saved = checkpoint("1");
         save(&store, &saved);
         assert_eq!(store.load("1", "sensors[3]").expect("loaded"), saved);
-        assert_eq!(store.latest("plant").expect("found"), Some(saved));
+        assert_eq!(store.latest("plant", true).expect("found"), Some(saved));
     }
 
     #[test]
@@ -472,16 +493,18 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_latest_falls_back_to_the_one_before() {
+    fn a_corrupt_latest_falls_back_to_the_one_before_where_results_may_repeat() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path(), 3);
         save(&store, &checkpoint("1"));
         save(&store, &checkpoint("2"));
         fs::write(path(folder.path(), "2.checkpoint"), b"CSTREAM\nrubbish").expect("writable");
         assert_eq!(
-            store.latest("plant").expect("found").map(|found| found.id),
+            store.latest("plant", true).expect("found").map(|found| found.id),
             Some("1".to_owned())
         );
+        let error = store.latest("plant", false).expect_err("refused").to_string();
+        assert!(error.contains("2.checkpoint: corrupt checkpoint"), "{error}");
     }
 
     #[test]
@@ -529,7 +552,7 @@ mod tests {
         save(&store, &checkpoint(&ids[0]));
         store.prune("plant", &BTreeSet::new()).expect("pruned");
         assert_eq!(
-            store.latest("plant").expect("found").map(|found| found.id),
+            store.latest("plant", true).expect("found").map(|found| found.id),
             Some(ids[0].clone())
         );
     }
@@ -539,7 +562,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path(), 2);
         save(&store, &checkpoint("1"));
-        let error = store.latest("wards").expect_err("refused").to_string();
+        let error = store.latest("wards", true).expect_err("refused").to_string();
         assert!(error.contains("state of pipeline plant, this one is wards"), "{error}");
     }
 
@@ -567,7 +590,7 @@ mod tests {
         bytes.extend_from_slice(&[0; 16]);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         fs::write(path(folder.path(), "1.checkpoint"), bytes).expect("writable");
-        let error = store.latest("plant").expect_err("refused").to_string();
+        let error = store.latest("plant", true).expect_err("refused").to_string();
         assert!(error.contains("format 7, this program reads format 2"), "{error}");
     }
 
@@ -578,6 +601,8 @@ mod tests {
         let saved = checkpoint("1");
         save(&store, &saved);
         let manifest = Checkpoint { core: Vec::new(), ..saved };
+        assert_eq!(store.staged("1").expect("read"), Some(manifest.staged.clone()));
+        assert_eq!(store.staged("2").expect("looked for"), None);
         assert_eq!(store.manifest("1").expect("read"), manifest);
 
         let path = path(folder.path(), "1.checkpoint");

@@ -186,7 +186,7 @@ fn last_commit(
             Some(id) => Some(store.load(&id, "the source")?),
             None => None,
         }),
-        None => Ok(store.latest(&pipeline.name)?),
+        None => Ok(store.latest(&pipeline.name, !pipeline.exactly_once())?),
     }
 }
 

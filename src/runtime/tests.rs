@@ -408,7 +408,7 @@ fn a_stop_and_a_resume_give_the_bits_of_one_run() {
     let store = store(folder.path());
     let first = [fresh()].into_iter().chain(turns(0, 9)).chain([Act::Stop]);
     let mut in_two = results(first.collect(), (Some(&store), None));
-    let resumed = store.latest("plant").expect("readable").expect("a checkpoint");
+    let resumed = store.latest("plant", false).expect("readable").expect("a checkpoint");
     assert_eq!(resumed.positions, lanes.map(|lane| (Lane::new(lane, 0), 45)));
     let second = [assigned(&lanes.map(|lane| (lane, Some(45))))].into_iter().chain(turns(9, 20));
     in_two.extend(results(second.collect(), (Some(&store), Some(resumed))));
@@ -453,7 +453,7 @@ fn keys_that_wait_in_the_store_give_the_bits_of_keys_in_memory() {
         let mut start = 0;
         for (stop, last) in stops.iter().map(|stop| (*stop, false)).chain([(900, true)]) {
             let status = Arc::new(Status::default());
-            let resumed = store.latest("plant").expect("readable");
+            let resumed = store.latest("plant", false).expect("readable");
             let batches = (start..stop).step_by(30).map(|at| batch_of_many(at..at + 30));
             let committed = (start > 0).then_some(start);
             let acts = [assigned(&[("a", committed)])].into_iter().chain(batches);
@@ -483,7 +483,10 @@ fn a_lane_goes_on_in_another_process_and_comes_back() {
         let source = Script::new(acts, &status, &log);
         run(&pipeline(), opened(source, sink(&log), None), Some(&store), &status).expect("it runs");
         let entries = log.take().into_iter().filter(|entry| entry.starts_with("b#"));
-        (entries.collect::<Vec<_>>(), store.latest("plant").expect("readable").expect("saved").id)
+        (
+            entries.collect::<Vec<_>>(),
+            store.latest("plant", false).expect("readable").expect("saved").id,
+        )
     };
     let committed = |offset: i64, id: &str| {
         let lane = Lane::new("b", 0);
