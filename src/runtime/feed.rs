@@ -231,6 +231,11 @@ impl<'a> Feed<'a> {
                     Held::Commit => true,
                 });
                 if let Err(error) = self.commit()? {
+                    if self.pipeline.exactly_once() {
+                        // What is staged of these lanes would come out with the next commit, and
+                        // again by whoever is next.
+                        return Err(error.into());
+                    }
                     tracing::warn!(%error, "positions not committed: whoever is next repeats work");
                 }
                 for lane in revoked {

@@ -612,3 +612,22 @@ fn a_service_that_is_told_to_stop_while_it_cannot_go_on_ends_well() {
     assert_eq!(outcome.map_err(|error| error.to_string()), Ok(Summary::default()));
     assert_eq!(status.failure(), None);
 }
+
+#[test]
+fn exactly_once_no_lane_is_let_go_with_work_that_is_not_committed() {
+    let (log, status) = (Log::default(), Arc::new(Status::default()));
+    let mut pipeline = pipeline();
+    pipeline.checkpoint.delivery = Some(config::Delivery::ExactlyOnce);
+    let acts = [
+        assigned(&[("a", None), ("b", None)]),
+        batch("a", 0..4),
+        Act::Tell(Event::Revoked(vec![Lane::new("a", 0)])),
+        batch("b", 0..4),
+    ];
+    let committer = Some(Committer::failing(&log, usize::MAX, true));
+    let source = Script { committer, ..Script::new(acts, &status, &log) };
+    let error = run(&pipeline, opened(source, sink(&log), None), None, &status);
+    assert!(error.expect_err("not committed").may_pass());
+    let log = log.take();
+    assert!(!log.iter().any(|entry| entry.starts_with("release")), "{log:?}");
+}
