@@ -995,6 +995,25 @@ fn a_dead_letter_that_its_topic_refuses_as_too_large_does_not_stop_the_sink() {
 }
 
 #[test]
+fn within_a_transaction_a_dead_letter_that_is_refused_as_too_large_is_a_lasting_failure() {
+    let name = unique("unread-limit-once");
+    let dead_letters = format!("{name}.dead-letters");
+    create_topic(&dead_letters, 1, &[("max.message.bytes", "100000")]);
+    allow_only("DESCRIBE", "TOPIC", &dead_letters);
+    allow_only("WRITE", "TOPIC", &dead_letters);
+    let source = as_tester("unused", "tester-secret");
+    let mut pipeline = pipeline(&name, source, config::KafkaSink::default());
+    pipeline.checkpoint.delivery = Some(config::Delivery::ExactlyOnce);
+    pipeline.checkpoint.instance = Some(name.clone());
+    let mut sink = connect(&pipeline).unwrap();
+    sink.dead_letter(&letter(noise(200_000))).unwrap();
+
+    let error = sink.flush().unwrap_err();
+    assert!(!error.is_retryable(), "{error}");
+    assert!(error.to_string().contains(&dead_letters), "{error}");
+}
+
+#[test]
 fn a_message_that_is_not_delivered_surfaces_at_flush() {
     let name = unique("undelivered");
     let anomalies = format!("{name}.anomalies");

@@ -143,7 +143,9 @@ impl KafkaSink {
         // A batch of small messages must not be refused where each of them would be taken.
         let largest_batch = number(&settings, "batch.size").min(limits.any_topic);
         settings.set("batch.size", largest_batch.to_string());
-        let deliveries = Deliveries::new(&brokers, &topics.dead_letters);
+        // A transaction without one of its messages cannot be committed.
+        let expendable = transactions.is_none().then_some(topics.dead_letters.as_str());
+        let deliveries = Deliveries::new(&brokers, expendable);
         let producer = settings.create_with_context(deliveries).map_err(property)?;
         if let Some(transactions) = &transactions {
             transactions.take_over(&producer)?;
@@ -190,6 +192,10 @@ impl KafkaSink {
         if let Some((code, reason)) = self.producer.client().fatal_error() {
             let error = KafkaError::MessageProduction(code);
             return transactions.failed(Some((code, reason)), &error);
+        }
+        // What lasts is a reason by itself: that messages were dropped passes.
+        if !failure.is_retryable() {
+            return failure;
         }
         // Within a transaction nothing begins; of one that failed, this says why.
         match self.producer.begin_transaction() {
@@ -577,7 +583,7 @@ fn prepare(brokers: &str, settings: &ClientConfig, topics: &Topics) -> Result<Li
     };
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     // Only asks. An admin client would not tell why no broker answers.
-    let deliveries = Deliveries::new(brokers, &topics.dead_letters);
+    let deliveries = Deliveries::new(brokers, None);
     let mut plain = settings.clone();
     plain.remove("transactional.id");
     let asking: BaseProducer<Deliveries> =
@@ -676,17 +682,18 @@ fn property(error: KafkaError) -> SinkError {
 struct Deliveries {
     reports: Reports,
     brokers: String,
-    dead_letters: String,
+    /// The topic of which messages that it refuses as too large are passed over.
+    expendable: Option<String>,
     /// The first message that was not delivered, until it is told.
     failure: Mutex<Option<SinkError>>,
 }
 
 impl Deliveries {
-    fn new(brokers: &str, dead_letters: &str) -> Self {
+    fn new(brokers: &str, expendable: Option<&str>) -> Self {
         Self {
             reports: Reports::default(),
             brokers: brokers.to_owned(),
-            dead_letters: dead_letters.to_owned(),
+            expendable: expendable.map(str::to_owned),
             failure: Mutex::default(),
         }
     }
@@ -730,7 +737,7 @@ impl ProducerContext for Deliveries {
         let Err((error, message)) = result else { return };
         let topic = message.topic();
         let too_large = error_code(error) == Some(RDKafkaErrorCode::MessageSizeTooLarge);
-        if too_large && topic == self.dead_letters {
+        if too_large && self.expendable.as_deref() == Some(topic) {
             // The topic takes less than it said, or may not be asked. The message is still where
             // it came from, and is not worth stopping for.
             let origin = message.headers().map(origin).unwrap_or_default();
@@ -1084,7 +1091,7 @@ mod tests {
 
     #[test]
     fn delivery_failures_tell_what_helps() {
-        let deliveries = Deliveries::new("b:1", "t.dead-letters");
+        let deliveries = Deliveries::new("b:1", Some("t.dead-letters"));
         let failure = |code| deliveries.failure("t", &KafkaError::MessageProduction(code));
 
         assert!(failure(RDKafkaErrorCode::MessageTimedOut).is_retryable());
