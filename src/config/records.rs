@@ -1,0 +1,143 @@
+//! `[records]`: what the fields of a record mean.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Secret, TimeSpan};
+
+/// `[records]`: which fields of a record are its key, time and channels.
+///
+/// A field's name may be a path: `body.temperature` is the field `temperature` within `body`, and a
+/// number picks an element of a list (`readings.0.value`). A field that has the whole name, dots
+/// included, comes first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Records {
+    /// `wide`: one field per channel. `long`: rows of (code, value), pivoted to channels. `log`:
+    /// text, of which templates are mined.
+    pub layout: Layout,
+    /// Field that holds the key. Left out: the Kafka message key, or the file's name.
+    pub key: Option<String>,
+    /// Field that holds the event time: RFC 3339 or `YYYY-MM-DD hh:mm:ss[.f]` as text, text in
+    /// `time_format`, or a number since the epoch in `time_unit`. Left out: the Kafka message's
+    /// timestamp.
+    pub time: Option<String>,
+    /// Unit of numeric times.
+    pub time_unit: TimeUnit,
+    /// How times are written, in the letters of strftime: `%d/%b/%Y:%H:%M:%S %z`. Without a year,
+    /// the latest one that does not lead beyond the message's timestamp, or the file's, by more
+    /// than a day.
+    pub time_format: Option<String>,
+    /// IANA name of the zone that times without one are in, such as `Europe/Berlin`; UTC when left
+    /// out.
+    pub time_zone: Option<String>,
+    /// Times are numbers of samples, taken at this many a second from the epoch on.
+    pub sample_rate: Option<f64>,
+    /// Channel names in the order in which the model sees them. For `layout = "log"`, and for it
+    /// alone, there are none to name.
+    pub channels: Vec<String>,
+    /// What is special about a channel, by its name.
+    pub channel: BTreeMap<String, Channel>,
+    /// Cuts the channels of a key into groups that are windowed, embedded and scored each by
+    /// itself, under the key `KEY/GROUP`.
+    pub groups: Option<Groups>,
+    /// `layout = "long"`: field that names the channel.
+    pub code: String,
+    /// `layout = "long"`: field that holds the value.
+    pub value: String,
+    /// `layout = "long"`: field that holds the value's unit (UCUM), for channels that name one.
+    pub unit: Option<String>,
+    /// `layout = "log"`: field that holds the text.
+    pub message: String,
+    /// `layout = "log"`: field that holds the severity, a word or syslog's number.
+    pub severity: Option<String>,
+    /// Salt of the keyed hash (HMAC-SHA-256) that takes the key's place: the key itself leaves the
+    /// process nowhere, and dead letters come without the message's bytes.
+    pub key_hash: Option<Secret>,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            layout: Layout::Wide,
+            key: None,
+            time: None,
+            time_unit: TimeUnit::Auto,
+            time_format: None,
+            time_zone: None,
+            sample_rate: None,
+            channels: Vec::new(),
+            channel: BTreeMap::new(),
+            groups: None,
+            code: "code".to_owned(),
+            value: "value".to_owned(),
+            unit: None,
+            message: "message".to_owned(),
+            severity: None,
+            key_hash: None,
+        }
+    }
+}
+
+/// `[records.channel.NAME]`: what is special about a channel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Channel {
+    /// `layout = "wide"`: the field that holds it, where that is not its name.
+    pub field: Option<String>,
+    /// `layout = "long"`: the codes that stand for it, where that is not its name.
+    pub codes: Vec<String>,
+    /// Unit (UCUM) that its values are converted to, where records name theirs.
+    pub unit: Option<String>,
+    /// Values below are taken for missing, and counted.
+    pub min: Option<f64>,
+    /// Values above are taken for missing, and counted.
+    pub max: Option<f64>,
+    /// In place of `windows.carry`.
+    pub carry: Option<TimeSpan>,
+    /// A value that stays the same, digit by digit, for longer is no longer believed: missing until
+    /// it changes, and counted.
+    pub stuck: Option<TimeSpan>,
+}
+
+/// `records.groups`: how channels are cut into groups.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Groups {
+    /// This many channels each, in their order; the groups are named `0`, `1`, ….
+    Of(usize),
+    /// By name. A channel may be in several; groups may differ in size.
+    Named(BTreeMap<String, Vec<String>>),
+}
+
+/// Shape of the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    #[default]
+    Wide,
+    Long,
+    Log,
+}
+
+/// Unit of numeric event times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeUnit {
+    /// By magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else
+    /// nanoseconds.
+    #[default]
+    Auto,
+    S,
+    Ms,
+    Us,
+    Ns,
+}
+
+/// What the model sees of a key: the channels of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    groups: Vec<(String, Vec<String>)>,
+    width: usize,
+}
