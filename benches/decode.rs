@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use contrastream::config::{Csv, Format, Layout, Records, TimeUnit};
+use contrastream::config::{Csv, Encoding, Format, Layout, Records};
 use contrastream::decode::Decoder;
 use contrastream::source::{Lane, Messages};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -13,18 +13,16 @@ fn records(layout: Layout) -> Records {
     Records {
         layout,
         key: Some("machine".to_owned()),
-        time: "ts".to_owned(),
-        time_unit: TimeUnit::Auto,
+        time: Some("ts".to_owned()),
         channels: ["temperature", "vibration", "pressure"].map(str::to_owned).to_vec(),
-        code: "code".to_owned(),
-        value: "value".to_owned(),
+        ..Records::default()
     }
 }
 
 fn messages(record: impl Fn(u64) -> String) -> Messages {
     let mut messages = Messages::default();
     for (offset, number) in (0..).zip(0..MESSAGES) {
-        messages.push(offset, None, record(number).as_bytes(), Vec::new());
+        messages.push(offset, None, None, record(number).as_bytes(), Vec::new());
     }
     messages
 }
@@ -73,7 +71,8 @@ fn decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Elements(MESSAGES));
     for (name, layout, format, messages) in cases {
-        let mut decoder = Decoder::new(&records(layout), format, &csv).expect("valid settings");
+        let encoding = Encoding { format: Some(format), csv: csv.clone(), ..Encoding::default() };
+        let mut decoder = Decoder::new(&records(layout), &encoding).expect("valid settings");
         group.bench_function(name, |bencher| {
             bencher.iter(|| black_box(decoder.decode(&lane, &messages)));
         });

@@ -42,9 +42,9 @@ struct Ingest {
 impl Ingest {
     fn new(pipeline: &Pipeline) -> Self {
         let lane = Lane::new("bench", 0);
-        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
         Self {
-            decoder: Decoder::new(&pipeline.records, Format::Json, &Default::default())
+            decoder: Decoder::new(&pipeline.records, &Default::default())
                 .expect("the demo's records can be decoded"),
             segmenter: Segmenter::new(lane.clone(), shape, pipeline.windows.max_keys),
             lane,
@@ -68,7 +68,7 @@ fn messages(plant: &mut Plant, pipeline: &Pipeline, records: usize) -> Vec<Messa
             let batch = plant.next_batch(BATCH);
             let mut messages = Messages::default();
             for (offset, (key, payload)) in json_messages(&batch, &pipeline.records).enumerate() {
-                messages.push(offset as i64, Some(key), &payload, Vec::new());
+                messages.push(offset as i64, None, Some(key), &payload, Vec::new());
             }
             messages
         })

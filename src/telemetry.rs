@@ -41,6 +41,7 @@ metrics_table! {
     SOURCE_PAUSES = Counter "contrastream_source_pauses_total", "Times the source was paused because the stages behind it were full.";
     SOURCE_RETRIES = Counter "contrastream_source_retries_total", "Failures of the source after which it was asked again.";
     DECODE_FAILURES = Counter "contrastream_decode_failures_total", "Messages that could not be decoded and became dead letters.";
+    DECODE_OUT_OF_RANGE = Counter "contrastream_decode_out_of_range_values_total", "Values taken for missing because they lie out of their channel's bounds.";
     DECODE_SKIPPED = Counter "contrastream_decode_skipped_rows_total", "Long rows whose code is not one of the channels.";
     WINDOW_LATE = Counter "contrastream_window_late_records_total", "Records behind their key's watermark, left out of windows.";
     WINDOW_GAPS = Counter "contrastream_window_gaps_total", "Runs ended by a gap longer than windows.max_gap.";

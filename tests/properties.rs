@@ -49,9 +49,9 @@ impl Stages {
             ..config::Checkpoint::default()
         };
         let store = Store::open(&config).unwrap().unwrap();
-        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
         Self {
-            decoder: Decoder::new(&pipeline.records, Format::Json, &Default::default()).unwrap(),
+            decoder: Decoder::new(&pipeline.records, &Default::default()).unwrap(),
             segmenter: Segmenter::new(Lane::new("plant", 0), shape.clone(), MAX_KEYS)
                 .with_store(Some(store.clone())),
             core: Core::new(&pipeline).with_store(Some(store.clone())),
@@ -65,7 +65,7 @@ impl Stages {
     fn push(&mut self, records: &[Record]) -> Results {
         let mut messages = Messages::default();
         for record in records {
-            messages.push(record.offset, None, record.json().as_bytes(), Vec::new());
+            messages.push(record.offset, None, None, record.json().as_bytes(), Vec::new());
         }
         let decoded = self.decoder.decode(self.segmenter.lane(), &messages);
         assert_eq!(decoded.dead_letters, []);

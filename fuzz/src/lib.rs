@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use contrastream::config::{Layout, Records, TimeUnit};
+use contrastream::config::{Layout, Records};
 use contrastream::decode::{Decoded, Decoder, FIRST_CHANNEL_COLUMN, OFFSET_COLUMN, records_schema};
 use contrastream::source::{Lane, Messages};
 
@@ -16,11 +16,9 @@ pub fn settings(data: &[u8]) -> Option<(Records, u8, &[u8])> {
     let records = Records {
         layout: if choice & 1 == 0 { Layout::Wide } else { Layout::Long },
         key: (choice & 2 == 0).then(|| "key".to_owned()),
-        time: "time".to_owned(),
-        time_unit: TimeUnit::Auto,
+        time: Some("time".to_owned()),
         channels: vec!["a".to_owned(), "b".to_owned()],
-        code: "code".to_owned(),
-        value: "value".to_owned(),
+        ..Records::default()
     };
     Some((records, choice, rest))
 }
@@ -40,9 +38,9 @@ pub fn decode(decoder: &mut Decoder, records: &Records, sent: &[(Option<&[u8]>, 
     let lane = Lane::new("fuzz", 0);
     let mut together = Messages::default();
     for (offset, (key, payload)) in (FIRST_OFFSET..).zip(sent) {
-        together.push(offset, *key, payload, Vec::new());
+        together.push(offset, None, *key, payload, Vec::new());
     }
-    let decoded = decoder.decode(&lane, &together);
+    let decoded = decoder.decode(&lane, &together).expect("nothing is out of reach");
     assert_eq!(decoded.records.schema(), records_schema(&records.channels));
     let offsets = offsets(&decoded);
     assert!(offsets.is_sorted_by(|one, next| one < next));
@@ -58,14 +56,14 @@ pub fn decode(decoder: &mut Decoder, records: &Records, sent: &[(Option<&[u8]>, 
     match records.layout {
         Layout::Wide => assert_eq!(accounted, sent.len()),
         // Rows of one key and time become one record.
-        Layout::Long => assert!(accounted <= sent.len()),
+        Layout::Long | Layout::Log => assert!(accounted <= sent.len()),
     }
 
     let (mut kept, mut letters, mut skipped) = (0, Vec::new(), 0);
     for (offset, (key, payload)) in (FIRST_OFFSET..).zip(sent) {
         let mut alone = Messages::default();
-        alone.push(offset, *key, payload, Vec::new());
-        let decoded = decoder.decode(&lane, &alone);
+        alone.push(offset, None, *key, payload, Vec::new());
+        let decoded = decoder.decode(&lane, &alone).expect("nothing is out of reach");
         let found =
             decoded.records.num_rows() + decoded.dead_letters.len() + decoded.skipped as usize;
         assert_eq!(found, 1, "message {offset}");

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use contrastream::config::{Csv, Format};
+use contrastream::config::{Csv, Encoding, Format};
 use contrastream::decode::Decoder;
 use libfuzzer_sys::fuzz_target;
 
@@ -14,7 +14,8 @@ fuzz_target!(|data: &[u8]| {
         delimiter: if choice & 4 == 0 { ',' } else { ';' },
         columns: COLUMNS.map(str::to_owned).to_vec(),
     };
+    let encoding = Encoding { format: Some(Format::Csv), csv, ..Encoding::default() };
     let mut decoder =
-        Decoder::new(&records, Format::Csv, &csv).expect("the columns hold every field");
+        Decoder::new(&records, &encoding).expect("the columns hold every field");
     contrastream_fuzz::decode(&mut decoder, &records, &contrastream_fuzz::messages(data));
 });

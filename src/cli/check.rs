@@ -49,9 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn check_records(pipeline: &Pipeline) -> Result<(), RuntimeError> {
     use crate::config::Source;
     let decodable: Result<(), DecodeError> = match &pipeline.source {
-        Source::Kafka(kafka) => {
-            Decoder::new(&pipeline.records, kafka.format, &kafka.csv).map(|_| ())
-        }
+        Source::Kafka(_) => Decoder::new(&pipeline.records, &pipeline.encoding()).map(|_| ()),
         Source::File(_) | Source::Generator(_) => Ok(()),
     };
     Ok(decodable?)

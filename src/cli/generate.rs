@@ -94,11 +94,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 FolderFormat::Json => Format::Json,
                 FolderFormat::Csv => Format::Csv,
             };
-            Target::Folder(RecordFolder::create(
+            Target::Folder(Box::new(RecordFolder::create(
                 Path::new(&arguments.to),
                 &pipeline.records,
                 format,
-            )?)
+            )?))
         }
     };
     let mut fault_file = arguments.faults.as_deref().map(FaultFile::create).transpose()?;
@@ -142,7 +142,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 enum Target {
     Topic(RecordTopic),
-    Folder(RecordFolder),
+    Folder(Box<RecordFolder>),
 }
 
 /// A topic that records are produced to.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{
-    Csv, Format, KafkaSink, Layout, Location, Model, Pipeline, Records, Source, TimeSpan, Training,
-    WindowLength, Windows,
+    Channel, Csv, Format, Framing, Groups, KafkaSink, Layout, Location, Model, OutputFormat,
+    Pipeline, Records, Source, TimeSpan, Training, WindowLength, Windows,
 };
 
 /// Longest name of a Kafka topic.
@@ -49,6 +49,29 @@ pub enum Conflict {
     QueueAgainstBatch { queue: usize, batch: usize },
     #[error("pairs.pool = {pool} is smaller than training.batch = {batch}")]
     PoolBelowBatch { pool: usize, batch: usize },
+    #[error("{key} names {name:?}, which is not one of records.channels")]
+    NoSuchChannel { key: &'static str, name: String },
+    #[error("records.channel.{channel}.{key} is for records.layout = \"{layout}\"")]
+    OtherLayout { key: &'static str, channel: String, layout: &'static str },
+    #[error(
+        "records.groups cuts channels into groups, and records.layout = \"log\" has none to cut"
+    )]
+    GroupedLogs,
+    #[error("records.time is missing: only messages of a topic have a timestamp of their own")]
+    NoTime,
+    #[error(
+        "records.key_hash hides keys, and without records.key they are the names of files, which \
+         results tell"
+    )]
+    KeyInName,
+    #[error("{key} needs windows.resample, which is not set")]
+    CarryWithoutResample { key: &'static str },
+    #[error("sink.kafka.format = \"avro\" needs [registry], where readers find the schemas")]
+    AvroWithoutRegistry,
+    #[error(
+        "source.format = \"avro\" needs [registry] or source.avro.schema, to know what was written"
+    )]
+    AvroWithoutSchema,
     #[error("sink.kafka needs sink.kafka.brokers where source.kind is not \"kafka\"")]
     NoBrokers,
     #[error(
@@ -83,7 +106,15 @@ impl Conflict {
             | Self::DurationWithoutResample { key, .. }
             | Self::ShorterThanResample { key, .. }
             | Self::IllegalTopic { key, .. }
+            | Self::NoSuchChannel { key, .. }
+            | Self::CarryWithoutResample { key }
             | Self::OutputIsInput { key, .. } => key,
+            Self::OtherLayout { .. } => "records.channel",
+            Self::GroupedLogs => "records.groups",
+            Self::NoTime => "records.time",
+            Self::KeyInName => "records.key_hash",
+            Self::AvroWithoutRegistry => "sink.kafka.format",
+            Self::AvroWithoutSchema => "source.avro",
             Self::SameField { second, .. } | Self::SharedOutput { second, .. } => second,
             Self::CsvWithoutColumns | Self::ParquetFromKafka => "source.format",
             Self::StrideBeyondLength { .. } => "windows.stride",
@@ -103,6 +134,8 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     check_source(&pipeline.source, &pipeline.records)?;
     check_records(&pipeline.records)?;
     check_windows(&pipeline.windows)?;
+    check_carry(pipeline)?;
+    check_registry(pipeline)?;
     within("pairs.max_distance", pipeline.pairs.max_distance, 1, UNBOUNDED)?;
     within("pairs.pool", pipeline.pairs.pool, 1, LARGEST_MEMORY)?;
     check_model(&pipeline.model)?;
@@ -163,10 +196,10 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
             within("source.batch_messages", kafka.batch_messages, 1, UNBOUNDED)?;
             check_csv(&kafka.csv)?;
             match kafka.format {
-                Format::Json => Ok(()),
                 Format::Parquet => Err(Conflict::ParquetFromKafka),
                 Format::Csv if kafka.csv.columns.is_empty() => Err(Conflict::CsvWithoutColumns),
                 Format::Csv => check_columns(&kafka.csv.columns, records),
+                Format::Json | Format::Avro | Format::Arrow | Format::Log | Format::Fhir => Ok(()),
             }
         }
         Source::File(file) => {
@@ -177,7 +210,15 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
             if may_be_csv && !file.csv.columns.is_empty() {
                 check_columns(&file.csv.columns, records)?;
             }
-            Ok(())
+            ensure(file.speed.is_finite() && file.speed >= 0.0, || {
+                out_of_range("source.speed", file.speed, "a number, 0 or more")
+            })?;
+            // A stream alone has timestamps of its own.
+            ensure(records.time.is_some() || file.format == Some(Format::Fhir), || {
+                Conflict::NoTime
+            })?;
+            // A file's name is told in every result.
+            ensure(records.key.is_some() || records.key_hash.is_none(), || Conflict::KeyInName)
         }
         Source::Generator(generator) => {
             within("source.machines", generator.machines, 1, MOST_MACHINES)?;
@@ -198,49 +239,155 @@ fn check_csv(csv: &Csv) -> Result<(), Conflict> {
 }
 
 fn check_columns(columns: &[String], records: &Records) -> Result<(), Conflict> {
-    let mut named = vec![("records.time", &records.time)];
-    named.extend(records.key.as_ref().map(|key| ("records.key", key)));
-    match records.layout {
-        Layout::Wide => {
-            named.extend(records.channels.iter().map(|name| ("records.channels", name)))
-        }
-        Layout::Long => {
-            named.extend([("records.code", &records.code), ("records.value", &records.value)]);
-        }
-    }
-    match named.into_iter().find(|(_, name)| !columns.contains(name)) {
+    match fields(records).into_iter().find(|(_, name)| !columns.contains(name)) {
         Some((key, name)) => Err(Conflict::ColumnMissing { key, name: name.clone() }),
         None => Ok(()),
     }
 }
 
-fn check_records(records: &Records) -> Result<(), Conflict> {
-    not_empty("records.time", &records.time)?;
-    if let Some(key) = &records.key {
-        not_empty("records.key", key)?;
-        different("records.time", &records.time, "records.key", key)?;
+/// The fields that a record is read from, with the keys that name them.
+fn fields(records: &Records) -> Vec<(&'static str, &String)> {
+    let mut fields: Vec<_> = records.time.iter().map(|time| ("records.time", time)).collect();
+    fields.extend(records.key.iter().map(|key| ("records.key", key)));
+    match records.layout {
+        Layout::Wide => {
+            let field = |name: &'_ String| records.channel.get(name)?.field.as_ref();
+            fields.extend(
+                records
+                    .channels
+                    .iter()
+                    .map(|name| ("records.channels", field(name).unwrap_or(name))),
+            );
+        }
+        Layout::Long => {
+            fields.extend([("records.code", &records.code), ("records.value", &records.value)]);
+            fields.extend(records.unit.iter().map(|unit| ("records.unit", unit)));
+        }
+        Layout::Log => {
+            fields.push(("records.message", &records.message));
+            fields.extend(records.severity.iter().map(|level| ("records.severity", level)));
+        }
     }
-    ensure(!records.channels.is_empty(), || {
-        out_of_range("records.channels", "[]", "at least one channel")
-    })?;
+    fields
+}
+
+fn check_records(records: &Records) -> Result<(), Conflict> {
+    let fields = fields(records);
+    for (at, (key, name)) in fields.iter().enumerate() {
+        not_empty(key, name)?;
+        for (first, other) in &fields[..at] {
+            // A name that is repeated among channels is told below.
+            if first != key {
+                different(first, other, key, name)?;
+            }
+        }
+    }
+    check_times(records)?;
+    let nothing = || out_of_range("records.channels", "[]", "at least one channel");
+    let names = || {
+        out_of_range(
+            "records.channels",
+            format!("{:?}", records.channels),
+            "no channels where layout = \"log\"",
+        )
+    };
+    match records.layout {
+        Layout::Wide | Layout::Long => ensure(!records.channels.is_empty(), nothing)?,
+        Layout::Log => ensure(records.channels.is_empty(), names)?,
+    }
     unique("records.channels", &records.channels)?;
     for channel in &records.channels {
         not_empty("records.channels", channel)?;
-        different("records.time", &records.time, "records.channels", channel)?;
-        if let Some(key) = &records.key {
-            different("records.key", key, "records.channels", channel)?;
+    }
+    for (name, channel) in &records.channel {
+        ensure(records.channels.contains(name), || Conflict::NoSuchChannel {
+            key: "records.channel",
+            name: name.clone(),
+        })?;
+        check_channel(name, channel, records.layout)?;
+    }
+    let codes: Vec<String> =
+        records.channel.values().flat_map(|channel| channel.codes.clone()).collect();
+    unique("records.channel", &codes)?;
+    if let Some(salt) = &records.key_hash {
+        not_empty("records.key_hash", salt.reveal())?;
+    }
+    match &records.groups {
+        None => Ok(()),
+        Some(_) if records.layout == Layout::Log => Err(Conflict::GroupedLogs),
+        Some(Groups::Of(size)) => within("records.groups", *size, 1, WIDEST),
+        Some(Groups::Named(groups)) => {
+            ensure(!groups.is_empty(), || {
+                out_of_range("records.groups", "{}", "at least one group")
+            })?;
+            for (name, channels) in groups {
+                ensure(!name.is_empty() && !name.contains('/'), || {
+                    out_of_range("records.groups", format!("{name:?}"), "names without a slash")
+                })?;
+                ensure(!channels.is_empty(), || {
+                    out_of_range("records.groups", format!("{name} = []"), "at least one channel")
+                })?;
+                unique("records.groups", channels)?;
+                if let Some(name) = channels.iter().find(|name| !records.channels.contains(name)) {
+                    return Err(Conflict::NoSuchChannel {
+                        key: "records.groups",
+                        name: name.clone(),
+                    });
+                }
+            }
+            Ok(())
         }
     }
-    if records.layout == Layout::Long {
-        not_empty("records.code", &records.code)?;
-        not_empty("records.value", &records.value)?;
-        different("records.code", &records.code, "records.value", &records.value)?;
-        for (field, name) in [("records.code", &records.code), ("records.value", &records.value)] {
-            different("records.time", &records.time, field, name)?;
-            if let Some(key) = &records.key {
-                different("records.key", key, field, name)?;
-            }
-        }
+}
+
+fn check_times(records: &Records) -> Result<(), Conflict> {
+    if let Some(format) = &records.time_format {
+        crate::decode::check_time_format(format)
+            .map_err(|reason| out_of_range("records.time_format", format!("{format:?}"), reason))?;
+    }
+    if let Some(zone) = &records.time_zone {
+        ensure(zone.parse::<chrono_tz::Tz>().is_ok(), || {
+            out_of_range(
+                "records.time_zone",
+                format!("{zone:?}"),
+                "an IANA name such as \"Europe/Berlin\"",
+            )
+        })?;
+    }
+    match records.sample_rate {
+        Some(rate) => ensure(rate > 0.0 && rate.is_finite(), || {
+            out_of_range("records.sample_rate", rate, "samples a second, above 0")
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_channel(name: &str, channel: &Channel, layout: Layout) -> Result<(), Conflict> {
+    let within_bounds = match (channel.min, channel.max) {
+        (Some(min), Some(max)) => min < max,
+        (Some(bound), None) | (None, Some(bound)) => !bound.is_nan(),
+        (None, None) => true,
+    };
+    ensure(within_bounds, || {
+        let value = format!("{name}.min = {:?}, max = {:?}", channel.min, channel.max);
+        out_of_range("records.channel", value, "min below max")
+    })?;
+    let is_long = layout == Layout::Long;
+    ensure(is_long || channel.codes.is_empty(), || Conflict::OtherLayout {
+        key: "codes",
+        channel: name.to_owned(),
+        layout: "long",
+    })?;
+    ensure(!is_long || channel.field.is_none(), || Conflict::OtherLayout {
+        key: "field",
+        channel: name.to_owned(),
+        layout: "wide",
+    })?;
+    if let Some(stuck) = channel.stuck {
+        positive("records.channel", stuck)?;
+    }
+    if let Some(unit) = &channel.unit {
+        not_empty("records.channel", unit)?;
     }
     Ok(())
 }
@@ -275,6 +422,41 @@ fn check_windows(windows: &Windows) -> Result<(), Conflict> {
     }
     positive("windows.idle", windows.idle)?;
     within("windows.max_keys", windows.max_keys, 1, UNBOUNDED)
+}
+
+/// Only on a grid is there a place for what is missing.
+fn check_carry(pipeline: &Pipeline) -> Result<(), Conflict> {
+    let windows = &pipeline.windows;
+    let per_channel = pipeline.records.channel.values().any(|channel| channel.carry.is_some());
+    for (key, is_set) in [
+        ("windows.carry", windows.carry.is_some()),
+        ("windows.time_since_last", windows.time_since_last),
+        ("records.channel", per_channel),
+    ] {
+        ensure(!is_set || windows.resample.is_some(), || Conflict::CarryWithoutResample { key })?;
+    }
+    Ok(())
+}
+
+fn check_registry(pipeline: &Pipeline) -> Result<(), Conflict> {
+    if let Some(registry) = &pipeline.registry {
+        let is_http = ["http://", "https://"].iter().any(|scheme| registry.url.starts_with(scheme));
+        ensure(is_http, || {
+            out_of_range("registry.url", format!("{:?}", registry.url), "http:// or https://")
+        })?;
+    }
+    let has_registry = pipeline.registry.is_some();
+    let sink = pipeline.sink.kafka.as_ref().map(|sink| sink.format);
+    ensure(has_registry || sink != Some(OutputFormat::Avro), || Conflict::AvroWithoutRegistry)?;
+    let encoding = pipeline.encoding();
+    let from_topic = matches!(pipeline.source, Source::Kafka(_));
+    let known = match encoding.avro.framing {
+        Some(Framing::Confluent) => has_registry,
+        Some(Framing::None) => encoding.avro.schema.is_some(),
+        None => has_registry || encoding.avro.schema.is_some(),
+    };
+    let is_avro = from_topic && encoding.format == Some(Format::Avro);
+    ensure(known || !is_avro, || Conflict::AvroWithoutSchema)
 }
 
 fn check_model(model: &Model) -> Result<(), Conflict> {

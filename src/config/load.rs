@@ -111,6 +111,13 @@ impl Pipeline {
         for properties in redacted.properties_mut() {
             *properties = properties.redacted();
         }
+        let registry = redacted.registry.iter_mut();
+        let secrets = registry
+            .flat_map(|registry| [&mut registry.password, &mut registry.token])
+            .chain([&mut redacted.records.key_hash]);
+        for secret in secrets.flatten() {
+            *secret = secret.redacted();
+        }
         redacted
     }
 
@@ -459,7 +466,7 @@ channels = ["temperature", "vibration"]
         assert_eq!(
             refusal(&format!("{PLANT}[windows]\nstrid = 4\n"), &[]),
             "plant.toml:14: unknown key windows.strid, nearest is stride; valid here: length, \
-             stride, resample, max_gap, lateness, idle, max_keys"
+             stride, resample, max_gap, carry, time_since_last, lateness, idle, max_keys"
         );
     }
 
@@ -470,7 +477,8 @@ channels = ["temperature", "vibration"]
         assert_eq!(
             refusal(&text, &[]),
             "plant.toml:5: unknown key source.topic, nearest is topics; valid here: brokers, \
-             topics, group, start, format, csv, batch_messages, linger, properties"
+             topics, group, start, format, csv, json, avro, \
+             log, batch_messages, linger, properties"
         );
     }
 
@@ -561,8 +569,8 @@ channels = ["temperature", "vibration"]
     #[test]
     fn a_missing_key_is_named_at_its_table() {
         assert_eq!(
-            refusal(&PLANT.replace("time = \"ts\"\n", ""), &[]),
-            "plant.toml:9: records.time is missing"
+            refusal(&PLANT.replace("topics = [\"plant.sensors\"]\n", ""), &[]),
+            "plant.toml:2: source.topics is missing"
         );
         assert_eq!(
             refusal(&PLANT.replace("kind = \"kafka\"\n", ""), &[]),
@@ -636,7 +644,8 @@ channels = ["temperature", "vibration"]
         assert_eq!(
             refusal(PLANT, &["windows.strid=1"]),
             "--set windows.strid=1: unknown key windows.strid, nearest is stride; valid here: \
-             length, stride, resample, max_gap, lateness, idle, max_keys"
+             length, stride, resample, max_gap, \
+             carry, time_since_last, lateness, idle, max_keys"
         );
     }
 

@@ -6,9 +6,12 @@
 //! expected and the nearest valid name. Printed, a pipeline shows no secrets.
 
 mod check;
+mod encoding;
 mod load;
 mod location;
 mod properties;
+mod records;
+mod secret;
 mod tree;
 mod units;
 
@@ -17,9 +20,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use check::Conflict;
+pub use encoding::{Avro, Csv, Encoding, Envelope, Format, Framing, Json, Log};
 pub use load::ConfigError;
 pub use location::Location;
 pub use properties::Properties;
+pub use records::{Channel, Group, Groups, Inputs, Layout, Records, TimeUnit};
+pub use secret::Secret;
 pub use tree::Place;
 pub use units::{ByteSize, FalseAlarms, Span, Temperature, TimeSpan, WindowLength};
 
@@ -45,6 +51,9 @@ pub struct Pipeline {
     pub sink: Sink,
     #[serde(default)]
     pub checkpoint: Checkpoint,
+    /// Where Avro schemas are, if any are asked for or written.
+    #[serde(default)]
+    pub registry: Option<Registry>,
     #[serde(default)]
     pub http: Http,
 }
@@ -77,6 +86,15 @@ pub struct KafkaSource {
     /// How `format = "csv"` is read.
     #[serde(default)]
     pub csv: Csv,
+    /// How `format = "json"` is read.
+    #[serde(default)]
+    pub json: Json,
+    /// How `format = "avro"` is read.
+    #[serde(default)]
+    pub avro: Avro,
+    /// How `format = "log"` is read.
+    #[serde(default)]
+    pub log: Log,
     /// Most messages of one partition handed on together. Up to 16 such batches, of all
     /// partitions, are under way at once, and a commit waits for those before it.
     #[serde(default = "defaults::batch_messages")]
@@ -99,42 +117,32 @@ pub enum Start {
     Latest,
 }
 
-/// How records are encoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// One JSON object a message, or a line.
-    #[default]
-    Json,
-    /// Comma-separated values: a row a message, or a file with a header.
-    Csv,
-    /// Parquet files (`kind = "file"` only).
-    Parquet,
-}
-
-/// `[source.csv]`: the dialect of CSV.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Csv {
-    /// One ASCII character.
-    #[serde(default = "defaults::delimiter")]
-    pub delimiter: char,
-    /// Column names in order. Empty: the first line of each file names them (files only).
-    #[serde(default)]
-    pub columns: Vec<String>,
-}
-
 /// `[source]` with `kind = "file"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSource {
     /// A file, or a folder whose files (recursively, by name) are one lane each.
     pub path: PathBuf,
-    /// `json` (lines), `csv` or `parquet`; when left out, each file's extension decides.
+    /// When left out, each file's extension decides: `.json`, `.jsonl` and `.ndjson` (a record a
+    /// line), `.csv`, `.parquet`, `.avro`, `.arrow` and `.arrows`, `.log`. Text may be compressed:
+    /// `.gz`, `.zst`.
     pub format: Option<Format>,
     /// How CSV files are read.
     #[serde(default)]
     pub csv: Csv,
+    /// How JSON files are read.
+    #[serde(default)]
+    pub json: Json,
+    /// How Avro files are read.
+    #[serde(default)]
+    pub avro: Avro,
+    /// How log files are read.
+    #[serde(default)]
+    pub log: Log,
+    /// Event time that passes per second of real time, to replay a recording as it happened; 0: as
+    /// fast as records are taken.
+    #[serde(default)]
+    pub speed: f64,
     /// Most rows of one file handed on together.
     #[serde(default = "defaults::batch_messages")]
     pub batch_rows: usize,
@@ -167,52 +175,24 @@ pub struct GeneratorSource {
     pub seed: u64,
 }
 
-/// `[records]`: which fields of a record are its key, time and channels.
+/// `[registry]`: a schema registry with Confluent's HTTP interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Records {
-    /// `wide`: one field per channel. `long`: rows of (code, value), pivoted to channels.
-    #[serde(default)]
-    pub layout: Layout,
-    /// Field that holds the key. Left out: the Kafka message key, or the file's name.
-    pub key: Option<String>,
-    /// Field that holds the event time: RFC 3339 or `YYYY-MM-DD hh:mm:ss[.f]` (UTC) as text, or a
-    /// number since the epoch in `time_unit`.
-    pub time: String,
-    /// Unit of numeric times.
-    #[serde(default)]
-    pub time_unit: TimeUnit,
-    /// Channel names in the order in which the model sees them.
-    pub channels: Vec<String>,
-    /// `layout = "long"`: field that names the channel.
-    #[serde(default = "defaults::code")]
-    pub code: String,
-    /// `layout = "long"`: field that holds the value.
-    #[serde(default = "defaults::value")]
-    pub value: String,
-}
-
-/// Shape of the records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layout {
-    #[default]
-    Wide,
-    Long,
-}
-
-/// Unit of numeric event times.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TimeUnit {
-    /// By magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else
-    /// nanoseconds.
-    #[default]
-    Auto,
-    S,
-    Ms,
-    Us,
-    Ns,
+pub struct Registry {
+    /// `http://host:port` or `https://host:port`, with a path where the interface has one.
+    pub url: String,
+    /// User, for basic authentication.
+    pub username: Option<String>,
+    /// Password of that user.
+    pub password: Option<Secret>,
+    /// Bearer token.
+    pub token: Option<Secret>,
+    /// Certificate authority, PEM, where the system's own do not do.
+    pub ca: Option<PathBuf>,
+    /// Whether schemas of output topics are registered when the pipeline starts; else they must be
+    /// there.
+    #[serde(default = "defaults::register")]
+    pub register: bool,
 }
 
 /// `[windows]`: how each key's stream is cut into segments.
@@ -227,6 +207,11 @@ pub struct Windows {
     pub resample: Option<TimeSpan>,
     /// A longer gap between two samples of a key starts a new run: no segment spans it.
     pub max_gap: Option<TimeSpan>,
+    /// How long a channel's last value stands in for the ones that are missing after it; left out,
+    /// what is missing stays missing. Needs `resample`.
+    pub carry: Option<TimeSpan>,
+    /// Whether the model also sees, per channel, the time since it was last observed.
+    pub time_since_last: bool,
     /// How far a record may lie behind the newest of its key; later ones are counted and dropped.
     pub lateness: TimeSpan,
     /// Wall-clock silence after which a partition no longer holds the watermark back.
@@ -381,8 +366,23 @@ pub struct KafkaSink {
     pub anomalies: Option<String>,
     /// Topic of dead letters; `<name>.dead-letters` when left out.
     pub dead_letters: Option<String>,
+    /// How embeddings and anomaly scores are written.
+    pub format: OutputFormat,
     /// Any librdkafka producer property.
     pub properties: Properties,
+}
+
+/// How results are written to topics; the fields are those of `schemas/`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputFormat {
+    /// A JSON object a message.
+    #[default]
+    Json,
+    /// Avro in Confluent's wire format; needs `[registry]`.
+    Avro,
+    /// An Arrow IPC stream a message, with one or more rows of one key.
+    Arrow,
 }
 
 /// `[sink.parquet]`: embeddings as files.
@@ -398,6 +398,23 @@ pub struct ParquetSink {
     /// (`checkpoint.interval`), for rows in an open file are not durable.
     #[serde(default = "defaults::roll")]
     pub roll: ByteSize,
+    /// Embeddings of whole days and stays of a key, beside those of its segments: below
+    /// `trajectories/by=day` and `trajectories/by=stay`.
+    #[serde(default)]
+    pub trajectories: Vec<Trajectory>,
+    /// A key that is silent for longer begins a new stay.
+    #[serde(default = "defaults::stay_gap")]
+    pub stay_gap: TimeSpan,
+}
+
+/// A stretch of a key's stream that gets one embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trajectory {
+    /// A day in UTC.
+    Day,
+    /// Until the key falls silent for longer than `stay_gap`.
+    Stay,
 }
 
 /// A column that names folders of the Parquet output.
@@ -445,6 +462,35 @@ pub struct Http {
 }
 
 impl Pipeline {
+    /// How the source's records are encoded; of files, where their extension does not say it.
+    pub fn encoding(&self) -> Encoding {
+        let registry = self.registry.clone();
+        match &self.source {
+            Source::Kafka(KafkaSource { format, csv, json, avro, log, .. }) => Encoding {
+                format: Some(*format),
+                csv: csv.clone(),
+                json: json.clone(),
+                avro: avro.clone(),
+                log: log.clone(),
+                registry,
+            },
+            Source::File(FileSource { format, csv, json, avro, log, .. }) => Encoding {
+                format: *format,
+                csv: csv.clone(),
+                json: json.clone(),
+                avro: avro.clone(),
+                log: log.clone(),
+                registry,
+            },
+            Source::Generator(_) => Encoding::default(),
+        }
+    }
+
+    /// What the model sees of a key.
+    pub fn inputs(&self) -> Inputs {
+        Inputs::new(&self.records, self.windows.time_since_last)
+    }
+
     /// The consumer group of a Kafka source.
     pub fn group(&self) -> String {
         match &self.source {
@@ -465,6 +511,22 @@ impl Pipeline {
     pub fn instance(&self) -> String {
         let machine = || gethostname::gethostname().to_string_lossy().into_owned();
         self.checkpoint.instance.clone().unwrap_or_else(machine)
+    }
+}
+
+impl FileSource {
+    /// The files at `path`, all else as it is by default.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            format: None,
+            csv: Csv::default(),
+            json: Json::default(),
+            avro: Avro::default(),
+            log: Log::default(),
+            speed: 0.0,
+            batch_rows: defaults::batch_messages(),
+        }
     }
 }
 
@@ -490,12 +552,6 @@ impl Windows {
     }
 }
 
-impl Default for Csv {
-    fn default() -> Self {
-        Self { delimiter: defaults::delimiter(), columns: Vec::new() }
-    }
-}
-
 impl Default for GeneratorSource {
     fn default() -> Self {
         Self {
@@ -517,6 +573,8 @@ impl Default for Windows {
             stride: WindowLength::Samples(8),
             resample: None,
             max_gap: None,
+            carry: None,
+            time_since_last: false,
             lateness: TimeSpan::from_secs(5),
             idle: TimeSpan::from_secs(60),
             max_keys: 1_000_000,
@@ -603,9 +661,6 @@ mod defaults {
     pub fn linger() -> TimeSpan {
         TimeSpan::from_millis(2)
     }
-    pub fn delimiter() -> char {
-        ','
-    }
     pub fn machines() -> usize {
         8
     }
@@ -621,11 +676,11 @@ mod defaults {
     pub fn seed() -> u64 {
         7
     }
-    pub fn code() -> String {
-        "code".to_owned()
+    pub fn register() -> bool {
+        true
     }
-    pub fn value() -> String {
-        "value".to_owned()
+    pub fn stay_gap() -> TimeSpan {
+        TimeSpan::from_secs(24 * 3600)
     }
     pub fn partition_by() -> Vec<PartitionColumn> {
         vec![PartitionColumn::Date]

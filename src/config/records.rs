@@ -1,8 +1,11 @@
 //! `[records]`: what the fields of a record mean.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Secret, TimeSpan};
 
@@ -102,7 +105,7 @@ pub struct Channel {
 }
 
 /// `records.groups`: how channels are cut into groups.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Groups {
     /// This many channels each, in their order; the groups are named `0`, `1`, ….
@@ -135,9 +138,146 @@ pub enum TimeUnit {
     Ns,
 }
 
-/// What the model sees of a key: the channels of a segment.
+impl Records {
+    /// What is measured of a key, by group.
+    pub fn inputs(&self) -> Inputs {
+        Inputs::new(self, false)
+    }
+}
+
+impl<'de> Deserialize<'de> for Groups {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeOrTable;
+        impl<'de> Visitor<'de> for SizeOrTable {
+            type Value = Groups;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a positive number of channels, or a table of lists of channels")
+            }
+
+            fn visit_i64<E: de::Error>(self, size: i64) -> Result<Groups, E> {
+                match usize::try_from(size) {
+                    Ok(size) if size > 0 => Ok(Groups::Of(size)),
+                    _ => Err(E::invalid_value(Unexpected::Signed(size), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Groups, A::Error> {
+                BTreeMap::deserialize(MapAccessDeserializer::new(map)).map(Groups::Named)
+            }
+        }
+        deserializer.deserialize_any(SizeOrTable)
+    }
+}
+
+/// What the model sees of a key: the channels of its segments, in order.
+///
+/// First come the measured ones, then, where `windows.time_since_last` asks for it, the time since
+/// each of them was last observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inputs {
-    groups: Vec<(String, Vec<String>)>,
-    width: usize,
+    groups: Vec<Group>,
+    observed: usize,
+    time_since_last: bool,
+}
+
+/// Channels that are windowed, embedded and scored together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What follows the key and a slash; `None` where channels are not grouped.
+    pub name: Option<String>,
+    /// Names of its channels.
+    pub channels: Vec<String>,
+}
+
+impl Inputs {
+    /// Of records that are windowed as `windows.time_since_last` says.
+    pub fn new(records: &Records, time_since_last: bool) -> Self {
+        let groups = match &records.groups {
+            None => vec![Group { name: None, channels: records.channels.clone() }],
+            Some(Groups::Of(size)) => {
+                let groups = records.channels.chunks((*size).max(1)).enumerate();
+                groups
+                    .map(|(number, channels)| Group {
+                        name: Some(number.to_string()),
+                        channels: channels.to_vec(),
+                    })
+                    .collect()
+            }
+            Some(Groups::Named(groups)) => {
+                let groups = groups.iter();
+                groups
+                    .map(|(name, channels)| Group {
+                        name: Some(name.clone()),
+                        channels: channels.clone(),
+                    })
+                    .collect()
+            }
+        };
+        let observed = groups.iter().map(|group| group.channels.len()).max().unwrap_or(0);
+        Self { groups, observed, time_since_last }
+    }
+
+    /// Measured channels of a segment, its first ones.
+    pub fn observed(&self) -> usize {
+        self.observed
+    }
+
+    /// Channels of a segment.
+    pub fn width(&self) -> usize {
+        if self.time_since_last { 2 * self.observed } else { self.observed }
+    }
+
+    /// The groups that a key's channels are cut into: one without a name where they are not.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Name of the measured channel at `channel` in the segments of `key`; `""` where its group has
+    /// fewer.
+    pub fn name(&self, key: &str, channel: usize) -> &str {
+        let group = match &self.groups[..] {
+            [only] if only.name.is_none() => Some(only),
+            groups => key.rsplit_once('/').and_then(|(_, name)| {
+                groups.iter().find(|group| group.name.as_deref() == Some(name))
+            }),
+        };
+        group.and_then(|group| group.channels.get(channel)).map_or("", String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(channels: &[&str]) -> Vec<String> {
+        channels.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn without_groups_channels_are_the_inputs() {
+        let records = Records { channels: names(&["a", "b"]), ..Records::default() };
+        let inputs = Inputs::new(&records, false);
+        assert_eq!((inputs.observed(), inputs.width()), (2, 2));
+        assert_eq!((inputs.name("m/1", 1), inputs.name("m", 2)), ("b", ""));
+        assert_eq!(Inputs::new(&records, true).width(), 4);
+    }
+
+    #[test]
+    fn groups_are_as_wide_as_the_widest_and_name_their_own_channels() {
+        let channels = names(&["a", "b", "c", "d", "e"]);
+        let records = Records { channels, groups: Some(Groups::Of(2)), ..Records::default() };
+        let inputs = Inputs::new(&records, false);
+        assert_eq!((inputs.groups().len(), inputs.observed()), (3, 2));
+        assert_eq!(inputs.name("m/0", 1), "b");
+        assert_eq!((inputs.name("m/2", 0), inputs.name("m/2", 1)), ("e", ""));
+
+        let named = BTreeMap::from([
+            ("x".to_owned(), names(&["a", "b", "c"])),
+            ("y".to_owned(), names(&["c"])),
+        ]);
+        let inputs = Inputs::new(&Records { groups: Some(Groups::Named(named)), ..records }, false);
+        assert_eq!(inputs.observed(), 3);
+        assert_eq!((inputs.name("m/n/x", 2), inputs.name("m/y", 0)), ("c", "c"));
+    }
 }

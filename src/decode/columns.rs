@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, Float32Array, Float32Builder,
@@ -13,14 +14,14 @@ use arrow::array::{
 };
 use arrow::compute::{and, filter_record_batch, is_not_null, take_record_batch};
 use arrow::datatypes::{
-    DataType, Field, Fields, Float32Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
+    DataType, Field, Float32Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
 };
 use rustc_hash::FxHashMap;
 
 use super::error::DecodeError;
-use super::time::{micros_of_float, micros_of_integer, micros_of_text};
-use super::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, TIME_COLUMN, records_schema};
-use crate::config::{Layout, Records, TimeUnit as Unit};
+use super::time::TimeRule;
+use super::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, TIME_COLUMN, groups, log_schema, records_schema};
+use crate::config::{Channel, Inputs, Layout, Records};
 
 /// Longest record key. It bounds the text of a batch of keys far below Arrow's 2 GiB.
 const MAX_KEY_BYTES: usize = 4096;
@@ -78,22 +79,38 @@ pub(crate) trait Row {
 #[derive(Debug)]
 pub(crate) struct RowRules {
     fields: Vec<String>,
-    channels: Vec<String>,
-    /// Position of each channel by name.
-    by_code: FxHashMap<String, usize>,
+    time: Option<usize>,
+    key: Option<usize>,
+    /// Position of the first field that is neither time nor key: of the channels in the wide
+    /// layout, of the code in the long one, of the text in logs.
+    first: usize,
     layout: Layout,
-    time_unit: Unit,
-    /// Whether a field holds the key.
-    has_key: bool,
+    /// Whether a field holds the unit (long) or the severity (log).
+    has_extra: bool,
+    channels: Vec<ChannelRule>,
+    /// Position of each channel by the codes that stand for it.
+    by_code: FxHashMap<String, usize>,
+    times: TimeRule,
+    inputs: Inputs,
+    /// Values out of their channel's bounds since they were last asked for.
+    out_of_range: AtomicU64,
     rows: SchemaRef,
     records: SchemaRef,
 }
 
-/// Position of the time in [`RowRules::fields`].
-const TIME_FIELD: usize = 0;
-/// `layout = "long"`: positions of the channel's name and of its value.
-const CODE_FIELD: usize = 1;
-const VALUE_FIELD: usize = 2;
+/// What values of one channel must satisfy.
+#[derive(Debug)]
+struct ChannelRule {
+    name: String,
+    bounds: Option<(f32, f32)>,
+}
+
+/// Beyond [`RowRules::first`], `layout = "long"`: the channel's code, its value, the value's unit.
+const CODE: usize = 0;
+const VALUE: usize = 1;
+/// `layout = "log"`: the text and its severity.
+const MESSAGE: usize = 0;
+const SEVERITY: usize = 1;
 
 /// Columns of [`Rows`]: the key, the time, the channels, then these two.
 const KEPT_FROM_END: usize = 2;
@@ -101,10 +118,21 @@ const FAULT_FROM_END: usize = 1;
 
 impl RowRules {
     pub fn new(records: &Records) -> Result<Self, DecodeError> {
-        let mut fields = vec![records.time.clone()];
+        let mut fields: Vec<String> = records.time.iter().cloned().collect();
+        let first = fields.len();
+        let rule = |name: &String| records.channel.get(name);
         match records.layout {
-            Layout::Wide => fields.extend_from_slice(&records.channels),
-            Layout::Long => fields.extend([records.code.clone(), records.value.clone()]),
+            Layout::Wide => fields.extend(records.channels.iter().map(|name| {
+                rule(name).and_then(|rule| rule.field.as_ref()).unwrap_or(name).clone()
+            })),
+            Layout::Long => {
+                fields.extend([records.code.clone(), records.value.clone()]);
+                fields.extend(records.unit.clone());
+            }
+            Layout::Log => {
+                fields.push(records.message.clone());
+                fields.extend(records.severity.clone());
+            }
         }
         fields.extend(records.key.clone());
         for names in [&fields, &records.channels] {
@@ -113,41 +141,76 @@ impl RowRules {
             }
         }
 
-        let records_schema = records_schema(&records.channels);
+        let channels: Vec<ChannelRule> = records
+            .channels
+            .iter()
+            .map(|name| ChannelRule { name: name.clone(), bounds: bounds_of(rule(name)) })
+            .collect();
+        let mut by_code = FxHashMap::default();
+        for (at, name) in records.channels.iter().enumerate() {
+            match rule(name).map(|rule| rule.codes.as_slice()) {
+                None | Some([]) => drop(by_code.insert(name.clone(), at)),
+                Some(codes) => by_code.extend(codes.iter().map(|code| (code.clone(), at))),
+            }
+        }
+        let is_log = records.layout == Layout::Log;
         let mut columns = vec![
             Field::new("key", DataType::Utf8, true),
             Field::new("time", DataType::Timestamp(TimeUnit::Microsecond, None), false),
         ];
-        columns
-            .extend(records.channels.iter().map(|name| Field::new(name, DataType::Float32, true)));
+        if is_log {
+            columns.push(Field::new("message", DataType::Utf8, true));
+            columns.push(Field::new("severity", DataType::Float32, true));
+        }
+        columns.extend(channels.iter().map(|rule| Field::new(&rule.name, DataType::Float32, true)));
         columns.push(Field::new("kept", DataType::Boolean, false));
         columns.push(Field::new("fault", DataType::Utf8, true));
         Ok(Self {
-            fields,
-            channels: records.channels.clone(),
-            by_code: records.channels.iter().cloned().zip(0..).collect(),
+            time: records.time.as_ref().map(|_| 0),
+            key: records.key.as_ref().map(|_| fields.len() - 1),
+            first,
             layout: records.layout,
-            time_unit: records.time_unit,
-            has_key: records.key.is_some(),
+            has_extra: match records.layout {
+                Layout::Wide => false,
+                Layout::Long => records.unit.is_some(),
+                Layout::Log => records.severity.is_some(),
+            },
+            times: TimeRule::new(records)?,
+            records: if is_log { log_schema() } else { records_schema(&records.channels) },
             rows: Arc::new(Schema::new(columns)),
-            records: records_schema,
+            out_of_range: AtomicU64::new(0),
+            fields,
+            channels,
+            by_code,
+            inputs: records.inputs(),
         })
     }
 
-    /// The fields to look for: the time; the channels, or the code and the value; the key, if a
-    /// field holds it.
+    /// The fields to look for: the time, if a field holds it; the channels, or the code, the value
+    /// and its unit, or the text and its severity; the key, if a field holds it.
     pub fn fields(&self) -> &[String] {
         &self.fields
     }
 
-    /// Whether a field of the record holds its key.
-    pub fn has_key(&self) -> bool {
-        self.has_key
+    /// How times are read.
+    pub fn times(&self) -> &TimeRule {
+        &self.times
     }
 
-    /// Whether `field` is text by its meaning: the key, or the name of a channel.
+    /// Whether a field of the record holds its key.
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Whether a field of the record holds its time.
+    pub fn has_time(&self) -> bool {
+        self.time.is_some()
+    }
+
+    /// Whether `field` is text by its meaning: the key, the name of a channel, a unit, a line.
     pub fn is_text(&self, field: usize) -> bool {
-        Some(field) == self.key_field() || (self.layout == Layout::Long && field == CODE_FIELD)
+        let is_value = self.layout == Layout::Long && field == self.first + VALUE;
+        Some(field) == self.key || (self.layout != Layout::Wide && field >= self.first && !is_value)
     }
 
     /// The schema of [`Rows`].
@@ -155,8 +218,13 @@ impl RowRules {
         &self.rows
     }
 
+    /// Values out of their channel's bounds since the last call.
+    pub fn take_out_of_range(&self) -> u64 {
+        self.out_of_range.swap(0, Ordering::Relaxed)
+    }
+
     /// Checks that `columns`, those of every record to come, hold what a record needs; returns the
-    /// channels they do not hold.
+    /// fields of channels that they do not hold.
     pub fn check_columns(&self, columns: &[String]) -> Result<Vec<String>, DecodeError> {
         let absent = |name: &&String| !columns.contains(name);
         let missing = |key: &'static str, expected: &[String]| DecodeError::MissingColumn {
@@ -164,31 +232,37 @@ impl RowRules {
             expected: quoted(expected),
             found: quoted(columns),
         };
-        let field = |at: usize| &self.fields[at..=at];
-        if absent(&&self.fields[TIME_FIELD]) {
-            return Err(missing("time", field(TIME_FIELD)));
-        }
-        if let Some(at) = self.key_field().filter(|at| absent(&&self.fields[*at])) {
-            return Err(missing("key", field(at)));
-        }
-        if self.layout == Layout::Long {
-            for (at, key) in [(CODE_FIELD, "code"), (VALUE_FIELD, "value")] {
-                if absent(&&self.fields[at]) {
-                    return Err(missing(key, field(at)));
-                }
+        let needs = |at: usize, key: &'static str| match absent(&&self.fields[at]) {
+            true => Err(missing(key, &self.fields[at..=at])),
+            false => Ok(()),
+        };
+        self.time.map_or(Ok(()), |at| needs(at, "time"))?;
+        self.key.map_or(Ok(()), |at| needs(at, "key"))?;
+        match self.layout {
+            Layout::Long => {
+                needs(self.first + CODE, "code")?;
+                needs(self.first + VALUE, "value")?;
+                return Ok(Vec::new());
             }
-            return Ok(Vec::new());
+            Layout::Log => {
+                needs(self.first + MESSAGE, "message")?;
+                return Ok(Vec::new());
+            }
+            Layout::Wide => {}
         }
-        let absent_channels: Vec<String> = self.channels.iter().filter(absent).cloned().collect();
-        if absent_channels.len() == self.channels.len() {
-            return Err(missing("channels", &self.channels));
+        let channels = &self.fields[self.first..self.first + self.channels.len()];
+        let absent_channels: Vec<String> = channels.iter().filter(absent).cloned().collect();
+        if absent_channels.len() == channels.len() {
+            return Err(missing("channels", channels));
         }
         Ok(absent_channels)
     }
+}
 
-    fn key_field(&self) -> Option<usize> {
-        self.has_key.then(|| self.fields.len() - 1)
-    }
+fn bounds_of(channel: Option<&Channel>) -> Option<(f32, f32)> {
+    let Channel { min, max, .. } = channel?;
+    let bounds = (min.unwrap_or(f64::NEG_INFINITY), max.unwrap_or(f64::INFINITY));
+    (min.is_some() || max.is_some()).then_some((bounds.0 as f32, bounds.1 as f32))
 }
 
 fn first_repeated(names: &[String]) -> Option<&str> {
@@ -212,38 +286,55 @@ pub(crate) struct RowBuilder<'a> {
     rules: &'a RowRules,
     keys: StringBuilder,
     times: Vec<i64>,
+    texts: StringBuilder,
     channels: Vec<Float32Builder>,
     kept: BooleanBufferBuilder,
     faults: StringBuilder,
-    /// Channel values of the row being read; NaN is missing.
+    /// Channel values of the row being read, the severity in logs; NaN is missing.
     values: Vec<f32>,
+    /// The message that rows come from now, and that of each row.
+    message: usize,
+    messages: Vec<usize>,
+    out_of_range: u64,
 }
 
 impl<'a> RowBuilder<'a> {
     pub fn with_capacity(rules: &'a RowRules, rows: usize) -> Self {
+        let columns = if rules.layout == Layout::Log { 1 } else { rules.channels.len() };
         let channel = || Float32Builder::with_capacity(rows);
         Self {
             rules,
             keys: StringBuilder::with_capacity(rows, 16 * rows),
             times: Vec::with_capacity(rows),
-            channels: std::iter::repeat_with(channel).take(rules.channels.len()).collect(),
+            texts: StringBuilder::new(),
+            channels: std::iter::repeat_with(channel).take(columns).collect(),
             kept: BooleanBufferBuilder::new(rows),
             faults: StringBuilder::with_capacity(rows, 0),
-            values: vec![f32::NAN; rules.channels.len()],
+            values: vec![f32::NAN; columns],
+            message: 0,
+            messages: Vec::with_capacity(rows),
+            out_of_range: 0,
         }
+    }
+
+    /// Says which message the rows to come are of.
+    pub fn of_message(&mut self, message: usize) {
+        self.message = message;
     }
 
     /// Adds one row: a record, a row of a channel nobody asked for, or a fault with its reason.
     pub fn push(&mut self, row: &impl Row) {
         match self.read(row) {
-            Ok(Some((key, time))) => {
+            Ok(Some(Head { key, time, text })) => {
                 self.keys.append_option(key);
                 self.times.push(time);
+                self.append_text(text);
                 for (column, value) in self.channels.iter_mut().zip(&self.values) {
                     column.append_option(value.is_finite().then_some(*value));
                 }
                 self.kept.append(true);
                 self.faults.append_null();
+                self.messages.push(self.message);
             }
             Ok(None) => self.leave_out(None),
             Err(reason) => self.leave_out(Some(&reason)),
@@ -258,69 +349,157 @@ impl<'a> RowBuilder<'a> {
     fn leave_out(&mut self, fault: Option<&str>) {
         self.keys.append_null();
         self.times.push(0);
+        self.append_text(None);
         self.channels.iter_mut().for_each(Float32Builder::append_null);
         self.kept.append(false);
         self.faults.append_option(fault);
+        self.messages.push(self.message);
     }
 
-    /// Reads the channels into `values` and returns the key, if a field holds it, and the time;
-    /// `None` for a row whose code is not one of the channels.
-    fn read<'r>(&mut self, row: &'r impl Row) -> Result<Option<(Option<&'r str>, i64)>, String> {
+    fn append_text(&mut self, text: Option<&str>) {
+        if self.rules.layout == Layout::Log {
+            self.texts.append_option(text);
+        }
+    }
+
+    /// Reads the numbers into `values` and returns the rest; `None` for a row whose code is not one
+    /// of the channels.
+    fn read<'r>(&mut self, row: &'r impl Row) -> Result<Option<Head<'r>>, String> {
         let rules = self.rules;
+        let first = rules.first;
+        let mut text = None;
         match rules.layout {
             Layout::Wide => {}
             Layout::Long => {
-                let code = text_of(row.cell(CODE_FIELD))
-                    .ok_or_else(|| refusal(row, rules, CODE_FIELD, "the name of a channel"))?;
+                let code = text_of(row.cell(first + CODE))
+                    .ok_or_else(|| refusal(row, rules, first + CODE, "the name of a channel"))?;
                 let Some(&channel) = rules.by_code.get(code) else { return Ok(None) };
-                let value = row.cell(VALUE_FIELD);
+                let value = row.cell(first + VALUE);
                 let number = (value != Cell::Absent).then(|| number_of(value)).flatten();
                 self.values.fill(f32::NAN);
-                self.values[channel] =
-                    number.ok_or_else(|| refusal(row, rules, VALUE_FIELD, "a number"))?;
+                let number =
+                    number.ok_or_else(|| refusal(row, rules, first + VALUE, "a number"))?;
+                self.values[channel] = self.within_bounds(channel, number);
+            }
+            Layout::Log => {
+                text = text_of(row.cell(first + MESSAGE));
+                if text.is_none() {
+                    return Err(refusal(row, rules, first + MESSAGE, "text"));
+                }
+                self.values[0] = match rules.has_extra {
+                    true => severity_of(row.cell(first + SEVERITY)),
+                    false => f32::NAN,
+                };
             }
         }
-        let key = match rules.key_field() {
+        let key = match rules.key {
             None => None,
             Some(field) => Some(key_of(row, rules, field)?),
         };
-        let time = time_of(row.cell(TIME_FIELD), rules.time_unit).ok_or_else(|| {
-            let expected = "a time from year 0 to 9999: RFC 3339, \"YYYY-MM-DD hh:mm:ss\", or a \
-                            number since the epoch";
-            refusal(row, rules, TIME_FIELD, expected)
-        })?;
+        let time = match rules.time {
+            None => 0,
+            Some(field) => rules
+                .times
+                .micros(row.cell(field))
+                .ok_or_else(|| refusal(row, rules, field, rules.times.expected()))?,
+        };
         if rules.layout == Layout::Wide {
             let mut any = false;
-            for (at, value) in self.values.iter_mut().enumerate() {
-                let field = TIME_FIELD + 1 + at;
+            for channel in 0..self.values.len() {
+                let field = first + channel;
                 let cell = row.cell(field);
                 any |= cell != Cell::Absent;
-                *value = number_of(cell).ok_or_else(|| refusal(row, rules, field, "a number"))?;
+                let number =
+                    number_of(cell).ok_or_else(|| refusal(row, rules, field, "a number"))?;
+                self.values[channel] = self.within_bounds(channel, number);
             }
             if !any {
                 return Err(format!(
                     "expected at least one of the channels {}, found the fields {}",
-                    quoted(&rules.channels),
+                    quoted(&rules.fields[first..first + rules.channels.len()]),
                     row.found()
                 ));
             }
         }
-        Ok(Some((key, time)))
+        Ok(Some(Head { key, time, text }))
     }
 
-    /// The columns in the order of [`RowRules::rows_schema`].
-    pub fn finish(mut self) -> (Fields, Vec<ArrayRef>) {
+    /// NaN for what lies out of the channel's bounds.
+    fn within_bounds(&mut self, channel: usize, value: f32) -> f32 {
+        match self.rules.channels[channel].bounds {
+            Some((min, max)) if value < min || value > max => {
+                self.out_of_range += 1;
+                f32::NAN
+            }
+            _ => value,
+        }
+    }
+
+    /// The rows, with the messages that [`RowBuilder::of_message`] told.
+    pub fn finish(self) -> Rows {
+        let schema = Arc::clone(self.rules.rows_schema());
+        let (columns, messages) = self.into_columns();
+        let batch = RecordBatch::try_new(schema, columns).expect("columns of one length");
+        Rows { batch, messages }
+    }
+
+    /// The columns in the order of [`RowRules::rows_schema`], and the message of each row.
+    pub fn into_columns(mut self) -> (Vec<ArrayRef>, Vec<usize>) {
+        self.rules.out_of_range.fetch_add(self.out_of_range, Ordering::Relaxed);
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.keys.finish()),
             Arc::new(TimestampMicrosecondArray::from(self.times)),
         ];
+        if self.rules.layout == Layout::Log {
+            columns.push(Arc::new(self.texts.finish()));
+        }
         for mut channel in self.channels {
             columns.push(Arc::new(channel.finish()));
         }
         columns.push(Arc::new(BooleanArray::from(self.kept.finish())));
         columns.push(Arc::new(self.faults.finish()));
-        (self.rules.rows.fields().clone(), columns)
+        (columns, self.messages)
     }
+}
+
+/// What a row holds besides numbers.
+struct Head<'r> {
+    key: Option<&'r str>,
+    /// Microseconds since the epoch; 0 where no field holds the time.
+    time: i64,
+    text: Option<&'r str>,
+}
+
+/// Words for severities, most severe first: their places are syslog's numbers
+/// ([RFC 5424](https://www.rfc-editor.org/rfc/rfc5424), 6.2.1).
+const SEVERITIES: [&[&str]; 8] = [
+    &["emergency", "emerg", "panic"],
+    &["alert"],
+    &["critical", "crit", "fatal", "failure", "severe"],
+    &["error", "err", "e", "f"],
+    &["warning", "warn", "w"],
+    &["notice"],
+    &["informational", "information", "info", "i"],
+    &["debug", "trace", "verbose", "fine", "finer", "finest", "d", "t", "v"],
+];
+
+/// Severity from 0 (debug) to 7 (emergency), NaN where none is told that is known.
+fn severity_of(cell: Cell<'_>) -> f32 {
+    let number = match cell {
+        Cell::Text(text) | Cell::Number(text) => {
+            let text = text.trim();
+            let is = |words: &&[&str]| words.iter().any(|word| word.eq_ignore_ascii_case(text));
+            match SEVERITIES.iter().position(|words| is(words)) {
+                Some(place) => Some(place as f32),
+                None => text.parse().ok(),
+            }
+        }
+        Cell::Integer(number) => Some(number as f32),
+        Cell::Float(number) => Some(number as f32),
+        Cell::Absent | Cell::Null | Cell::Instant(_) | Cell::Other(_) => None,
+    };
+    let most = SEVERITIES.len() as f32 - 1.0;
+    number.filter(|number| (0.0..=most).contains(number)).map_or(f32::NAN, |number| most - number)
 }
 
 fn refusal(row: &impl Row, rules: &RowRules, field: usize, expected: &str) -> String {
@@ -378,20 +557,13 @@ fn number_of(cell: Cell<'_>) -> Option<f32> {
     }
 }
 
-/// The event time in `cell`, microseconds since the epoch.
-fn time_of(cell: Cell<'_>, unit: Unit) -> Option<i64> {
-    match cell {
-        Cell::Text(text) | Cell::Number(text) => micros_of_text(text.trim(), unit),
-        Cell::Integer(value) => micros_of_integer(value, unit),
-        Cell::Float(value) => micros_of_float(value, unit),
-        Cell::Instant(micros) => micros_of_integer(micros, Unit::Us),
-        Cell::Absent | Cell::Null | Cell::Other(_) => None,
-    }
-}
-
 /// Rows in the columns of [`RowRules::rows_schema`], faults included.
 #[derive(Debug)]
-pub(crate) struct Rows(pub RecordBatch);
+pub(crate) struct Rows {
+    pub batch: RecordBatch,
+    /// Per row: the message it came from.
+    pub messages: Vec<usize>,
+}
 
 impl Rows {
     /// (row, reason) of each row that is not a record.
@@ -417,49 +589,68 @@ impl Rows {
 
     /// The keys that a field of the records held.
     pub fn keys(&self) -> StringArray {
-        self.0.column(KEY_COLUMN).as_string().clone()
+        self.batch.column(KEY_COLUMN).as_string().clone()
+    }
+
+    /// The times that a field of the records held, microseconds since the epoch.
+    pub fn times(&self) -> &[i64] {
+        self.batch.column(TIME_COLUMN).as_primitive::<TimestampMicrosecondType>().values()
     }
 
     fn column_from_end(&self, columns: usize) -> &ArrayRef {
-        self.0.column(self.0.num_columns() - columns)
+        self.batch.column(self.batch.num_columns() - columns)
     }
 
-    /// The records among the rows, in [`records_schema`]. A row without a key is left out. In the
-    /// long layout, consecutive rows of one key and time become one record.
+    /// The records among the rows: in [`records_schema`] of the channels of a group, in
+    /// [`log_schema`] for logs. A row without a key or a time is left out. In the long layout,
+    /// consecutive rows of one key and time become one record.
     ///
-    /// `keys` and `offsets` have one value per row.
+    /// `keys`, `times` (microseconds since the epoch) and `offsets` have one value per row.
     pub fn into_records(
         self,
         rules: &RowRules,
         keys: StringArray,
+        times: Int64Array,
         offsets: Int64Array,
     ) -> RecordBatch {
-        let kept = self.kept().clone();
-        let kept = if keys.null_count() == 0 {
-            kept
-        } else {
-            let has_key = is_not_null(&keys).expect("a plain array has a null mask");
-            and(&kept, &has_key).expect("one key per row")
-        };
-        let times = self.0.column(TIME_COLUMN).as_primitive::<TimestampMicrosecondType>();
-        // A key of a row left out is null; the schema allows none, but the filter takes them away.
-        let keys = if kept.false_count() == 0 { keys } else { without_nulls(&keys) };
-        let mut columns: Vec<ArrayRef> =
-            vec![Arc::new(keys), Arc::new(times.clone().with_timezone("UTC")), Arc::new(offsets)];
-        let channels = FIRST_CHANNEL_COLUMN - 1;
-        columns.extend_from_slice(&self.0.columns()[channels..channels + rules.channels.len()]);
-        let records = RecordBatch::try_new(Arc::clone(&rules.records), columns)
-            .expect("rows hold the columns of records_schema");
-        let records = if kept.false_count() == 0 {
-            records
-        } else {
-            filter_record_batch(&records, &kept).expect("the mask has one bit per row")
-        };
-        match rules.layout {
-            Layout::Wide => records,
-            Layout::Long => merge_neighbours(&records),
+        let mut kept = self.kept().clone();
+        for column in [&keys as &dyn Array, &times] {
+            if column.null_count() > 0 {
+                let known = is_not_null(column).expect("a plain array has a null mask");
+                kept = and(&kept, &known).expect("one value per row");
+            }
         }
+        // What is null in a row left out is filled: the schema allows no nulls, and the filter
+        // takes the row away.
+        let keys = if kept.false_count() == 0 { keys } else { without_nulls(&keys) };
+        let times = TimestampMicrosecondArray::new(times.values().clone(), None);
+        let mut columns: Vec<ArrayRef> =
+            vec![Arc::new(keys), Arc::new(times.with_timezone("UTC")), Arc::new(offsets)];
+        let end = self.batch.num_columns() - KEPT_FROM_END;
+        columns.extend_from_slice(&self.batch.columns()[TIME_COLUMN + 1..end]);
+        let records = if kept.false_count() == 0 {
+            RecordBatch::try_new(Arc::clone(&rules.records), columns)
+        } else {
+            let schema = Arc::new(nullable(&rules.records));
+            let all = RecordBatch::try_new(schema, columns).expect(ROWS);
+            let kept = filter_record_batch(&all, &kept).expect("the mask has one bit per row");
+            RecordBatch::try_new(Arc::clone(&rules.records), kept.columns().to_vec())
+        }
+        .expect(ROWS);
+        let records = match rules.layout {
+            Layout::Wide | Layout::Log => records,
+            Layout::Long => merge_neighbours(&records),
+        };
+        groups::split(records, &rules.inputs)
     }
+}
+
+const ROWS: &str = "rows hold the columns of records";
+
+/// The same columns, any of which may hold nulls.
+fn nullable(schema: &Schema) -> Schema {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    Schema::new(fields.collect::<Vec<_>>())
 }
 
 /// The same text with empty strings for nulls.

@@ -73,14 +73,14 @@ impl Csv {
     }
 
     fn read(&mut self, messages: &Messages, range: Range<usize>) -> Result<Rows, Refusal> {
-        for index in range {
-            let payload = messages.get(index).payload;
-            self.push(payload).map_err(|reason| Refusal { at: Some(index), reason })?;
+        for at in range.clone() {
+            let payload = messages.get(at).payload;
+            self.push(payload).map_err(|reason| Refusal::Message { at, reason })?;
         }
-        let unattributed = |error| Refusal { at: None, reason: message_of(&error) };
+        let unattributed = |error| Refusal::Unknown { reason: message_of(&error) };
         match self.decoder.flush().map_err(unattributed)? {
-            Some(batch) => self.rows(&batch).map_err(unattributed),
-            None => Err(Refusal { at: None, reason: EMPTY.to_owned() }),
+            Some(batch) => Ok(self.rows(&batch, range.start)),
+            None => Err(Refusal::Unknown { reason: EMPTY.to_owned() }),
         }
     }
 
@@ -112,11 +112,13 @@ impl Csv {
         }
     }
 
-    fn rows(&self, batch: &RecordBatch) -> Result<Rows, ArrowError> {
+    /// The rows of `batch`, one for each message from number `first` on.
+    fn rows(&self, batch: &RecordBatch, first: usize) -> Rows {
         let columns: Vec<&StringArray> =
             batch.columns().iter().map(|column| column.as_string()).collect();
         let mut rows = RowBuilder::with_capacity(&self.rules, batch.num_rows());
         for row in 0..batch.num_rows() {
+            rows.of_message(first + row);
             rows.push(&TextRow {
                 columns: &columns,
                 places: &self.places,
@@ -124,8 +126,7 @@ impl Csv {
                 row,
             });
         }
-        let (_, columns) = rows.finish();
-        RecordBatch::try_new(Arc::clone(self.rules.rows_schema()), columns).map(Rows)
+        rows.finish()
     }
 }
 

@@ -1,11 +1,14 @@
 //! Why a decoder cannot be made.
 
+use crate::config::Format;
+use crate::source::Lane;
+
 /// Settings that no record could satisfy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The format has no messages.
-    #[error("source.format: expected json or csv, found parquet, which only files can hold")]
-    Format,
+    #[error("source.format: {found:?} is not a format of messages")]
+    Format { found: Format },
     /// A CSV message has no header line.
     #[error("source.csv.columns: expected the names of the columns, found none")]
     NoColumns,
@@ -15,10 +18,30 @@ pub enum DecodeError {
          found {found:?}"
     )]
     Delimiter { found: char },
+    /// No such zone.
+    #[error("records.time_zone: expected an IANA name such as \"Europe/Berlin\", found {found:?}")]
+    TimeZone { found: String },
+    /// No format that a time could be read from.
+    #[error("records.time_format: expected {expected}")]
+    TimeFormat { expected: &'static str },
     /// Two meanings for one field.
     #[error("records: field \"{name}\" is named twice")]
     RepeatedField { name: String },
     /// The columns lack what every record needs.
     #[error("records.{key}: expected {expected} among the columns, found {found}")]
     MissingColumn { key: &'static str, expected: String, found: String },
+}
+
+/// Messages that cannot be decoded now, through no fault of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{lane}, offset {offset}: {reason}")]
+pub struct DecodeFailure {
+    /// Where the first of them came from.
+    pub lane: Lane,
+    /// Its offset, or line number in a file.
+    pub offset: i64,
+    /// What is in the way.
+    pub reason: String,
+    /// Whether trying again later may help.
+    pub is_retryable: bool,
 }

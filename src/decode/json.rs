@@ -4,6 +4,9 @@
 //! and reads the fields of `[records]` from the tape into columns, so that a field of the wrong
 //! kind costs one record and not the batch. Fields that nobody asked for are ignored; of a field
 //! that appears twice, the last one counts. Missing or repeated commas are let through.
+//!
+//! A field whose name has dots is looked for by the whole name, then as a path into objects and
+//! lists.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use rustc_hash::FxHashMap;
 
 use super::columns::{Cell, Row, RowBuilder, RowRules, Rows, quoted};
 use super::{CHUNK_MESSAGES, Refusal};
+use crate::config::Envelope;
 use crate::source::Messages;
 
 /// A message longer than this is checked for its depth before the tape takes it: there, each
@@ -31,13 +35,14 @@ const LISTED_FIELDS: usize = 16;
 
 /// Decodes messages that are one JSON object each.
 pub(super) struct Json {
-    rules: Arc<RowRules>,
+    factory: Arc<RowsDecoderFactory>,
     decoder: Decoder,
 }
 
 impl Json {
-    pub fn new(rules: Arc<RowRules>) -> Self {
-        Self { decoder: decoder(&rules), rules }
+    pub fn new(rules: Arc<RowRules>, envelope: Envelope) -> Self {
+        let factory = Arc::new(RowsDecoderFactory { rules, envelope });
+        Self { decoder: decoder(&factory), factory }
     }
 
     /// The rows of the messages in `range`, at most [`CHUNK_MESSAGES`] of them, one each.
@@ -45,20 +50,20 @@ impl Json {
         let decoded = self.read(messages, range);
         if decoded.is_err() {
             // What it holds is half a record.
-            self.decoder = decoder(&self.rules);
+            self.decoder = decoder(&self.factory);
         }
         decoded
     }
 
     fn read(&mut self, messages: &Messages, range: Range<usize>) -> Result<Rows, Refusal> {
-        for index in range {
-            let payload = messages.get(index).payload;
-            self.push(payload).map_err(|reason| Refusal { at: Some(index), reason })?;
+        for at in range.clone() {
+            let payload = messages.get(at).payload;
+            self.push(payload).map_err(|reason| Refusal::Message { at, reason })?;
         }
-        let unattributed = |error: ArrowError| Refusal { at: None, reason: message_of(error) };
+        let unattributed = |error| Refusal::Unknown { reason: message_of(error) };
         match self.decoder.flush().map_err(unattributed)? {
-            Some(batch) => Ok(Rows(batch)),
-            None => Err(Refusal { at: None, reason: EMPTY.to_owned() }),
+            Some(batch) => Ok(Rows { batch, messages: range.collect() }),
+            None => Err(Refusal::Unknown { reason: EMPTY.to_owned() }),
         }
     }
 
@@ -87,11 +92,11 @@ impl Json {
 
 const EMPTY: &str = "expected a JSON object, found an empty message";
 
-fn decoder(rules: &Arc<RowRules>) -> Decoder {
-    ReaderBuilder::new(Arc::clone(rules.rows_schema()))
+fn decoder(factory: &Arc<RowsDecoderFactory>) -> Decoder {
+    ReaderBuilder::new(Arc::clone(factory.rules.rows_schema()))
         // One more than is ever held: the second value of a message must not go unseen.
         .with_batch_size(CHUNK_MESSAGES + 1)
-        .with_decoder_factory(Arc::new(RowsDecoderFactory { rules: Arc::clone(rules) }))
+        .with_decoder_factory(Arc::clone(factory) as Arc<dyn DecoderFactory>)
         .build_decoder()
         .expect("the factory makes the only decoder there is")
 }
@@ -128,6 +133,7 @@ fn is_deeper_than(depth: usize, json: &[u8]) -> bool {
 #[derive(Debug)]
 struct RowsDecoderFactory {
     rules: Arc<RowRules>,
+    envelope: Envelope,
 }
 
 impl DecoderFactory for RowsDecoderFactory {
@@ -138,18 +144,51 @@ impl DecoderFactory for RowsDecoderFactory {
         _field: &FieldRef,
         _is_nullable: bool,
     ) -> Result<Option<Box<dyn ArrayDecoder>>, ArrowError> {
-        let by_name = self.rules.fields().iter().cloned().zip(0..).collect();
-        let places = vec![ABSENT; self.rules.fields().len()];
-        Ok(Some(Box::new(RowsDecoder { rules: Arc::clone(&self.rules), by_name, places })))
+        let mut paths = Paths::default();
+        for (field, name) in self.rules.fields().iter().enumerate() {
+            paths.insert(name, field);
+        }
+        Ok(Some(Box::new(RowsDecoder {
+            rules: Arc::clone(&self.rules),
+            envelope: self.envelope,
+            paths,
+            places: Vec::new(),
+            nested: Vec::new(),
+        })))
+    }
+}
+
+/// Fields by their names, as they lie within each other.
+#[derive(Default)]
+struct Paths {
+    /// The field whose name this is as a whole.
+    field: Option<usize>,
+    /// The field whose name this is as a path.
+    end: Option<usize>,
+    within: FxHashMap<String, Paths>,
+}
+
+impl Paths {
+    fn insert(&mut self, name: &str, field: usize) {
+        self.within.entry(name.to_owned()).or_default().field = Some(field);
+        if name.contains('.') {
+            let mut node = self;
+            for part in name.split('.') {
+                node = node.within.entry(part.to_owned()).or_default();
+            }
+            node.end = Some(field);
+        }
     }
 }
 
 /// Reads records from the tape.
 struct RowsDecoder {
     rules: Arc<RowRules>,
-    by_name: FxHashMap<String, usize>,
-    /// Where on the tape the current record's fields are.
+    envelope: Envelope,
+    paths: Paths,
+    /// Where on the tape the current record's fields are, by their whole names and by paths.
     places: Vec<u32>,
+    nested: Vec<u32>,
 }
 
 /// The tape's first element is a sentinel that no field can be at.
@@ -159,21 +198,95 @@ impl ArrayDecoder for RowsDecoder {
     fn decode(&mut self, tape: &Tape<'_>, pos: &[u32]) -> Result<ArrayRef, ArrowError> {
         let mut rows = RowBuilder::with_capacity(&self.rules, pos.len());
         for &start in pos {
-            let TapeElement::StartObject(end) = tape.get(start) else {
-                let found = cell_at(tape, start);
-                rows.refuse(&format!("expected a JSON object, found {found}"));
-                continue;
+            let (start, end) = match within(tape, start, self.envelope)? {
+                Ok(record) => record,
+                Err(reason) => {
+                    rows.refuse(&reason);
+                    continue;
+                }
             };
-            self.places.fill(ABSENT);
+            for places in [&mut self.places, &mut self.nested] {
+                places.clear();
+                places.resize(self.rules.fields().len(), ABSENT);
+            }
             for_each_field(tape, start, end, |name, value| {
-                if let Some(&field) = self.by_name.get(name) {
+                let Some(paths) = self.paths.within.get(name) else { return Ok(()) };
+                if let Some(field) = paths.field {
                     self.places[field] = value;
                 }
+                find(tape, value, paths, &mut self.nested)
             })?;
+            for (place, nested) in self.places.iter_mut().zip(&self.nested) {
+                if *place == ABSENT {
+                    *place = *nested;
+                }
+            }
             rows.push(&TapeRow { tape, start, end, places: &self.places });
         }
-        let (fields, columns) = rows.finish();
+        let fields = self.rules.rows_schema().fields().clone();
+        let (columns, _) = rows.into_columns();
         Ok(Arc::new(StructArray::try_new(fields, columns, None)?))
+    }
+}
+
+/// Start and end of the record in the value at `start`, or why there is none.
+fn within(
+    tape: &Tape<'_>,
+    start: u32,
+    envelope: Envelope,
+) -> Result<Result<(u32, u32), String>, ArrowError> {
+    let TapeElement::StartObject(end) = tape.get(start) else {
+        return Ok(Err(format!("expected a JSON object, found {}", cell_at(tape, start))));
+    };
+    if envelope == Envelope::None {
+        return Ok(Ok((start, end)));
+    }
+    let mut payload = ABSENT;
+    for_each_field(tape, start, end, |name, value| {
+        if name == "payload" {
+            payload = value;
+        }
+        Ok(())
+    })?;
+    if payload == ABSENT {
+        let found = TapeRow { tape, start, end, places: &[] }.found();
+        return Ok(Err(format!("expected the record in \"payload\", found the fields {found}")));
+    }
+    match tape.get(payload) {
+        TapeElement::StartObject(end) => Ok(Ok((payload, end))),
+        _ => {
+            let found = cell_at(tape, payload);
+            Ok(Err(format!("field \"payload\": expected a JSON object, found {found}")))
+        }
+    }
+}
+
+/// Notes where the fields that lie within the value at `place` are.
+fn find(tape: &Tape<'_>, place: u32, paths: &Paths, nested: &mut [u32]) -> Result<(), ArrowError> {
+    if let Some(field) = paths.end {
+        nested[field] = place;
+    }
+    if paths.within.is_empty() {
+        return Ok(());
+    }
+    match tape.get(place) {
+        TapeElement::StartObject(end) => for_each_field(tape, place, end, |name, value| {
+            paths.within.get(name).map_or(Ok(()), |paths| find(tape, value, paths, nested))
+        }),
+        TapeElement::StartList(end) => {
+            let mut at = place + 1;
+            for number in 0_usize.. {
+                if at >= end {
+                    break;
+                }
+                if let Some(paths) = paths.within.get(number.to_string().as_str()) {
+                    find(tape, at, paths, nested)?;
+                }
+                at = tape.next(at, "a value")?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -182,12 +295,12 @@ fn for_each_field<'t>(
     tape: &Tape<'t>,
     start: u32,
     end: u32,
-    mut visit: impl FnMut(&'t str, u32),
+    mut visit: impl FnMut(&'t str, u32) -> Result<(), ArrowError>,
 ) -> Result<(), ArrowError> {
     let mut at = start + 1;
     while at < end {
         if let TapeElement::String(name) = tape.get(at) {
-            visit(tape.get_string(name), at + 1);
+            visit(tape.get_string(name), at + 1)?;
         }
         at = tape.next(at + 1, "a value")?;
     }
@@ -215,6 +328,7 @@ impl Row for TapeRow<'_> {
             if names.len() < LISTED_FIELDS {
                 names.push(name);
             }
+            Ok(())
         });
         match walked {
             Ok(()) => quoted(&names),

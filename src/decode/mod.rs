@@ -9,25 +9,30 @@
 //! that is to blame, until each bad message stands alone. Long rows (key, time, code, value) become
 //! records with that one channel set; consecutive rows of one key and time within a batch become
 //! one record, with the offset of the last.
+//!
+//! Lines of text (`layout = "log"`) come in [`log_schema`] instead, for templates to be mined.
 
 pub(crate) mod columns;
 pub(crate) mod csv;
 mod error;
+mod groups;
 mod json;
 mod time;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, Int64Array, RecordBatch, StringArray, StringBuilder};
+use arrow::array::{Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-pub use error::DecodeError;
+pub use error::{DecodeError, DecodeFailure};
+pub use time::check_time_format;
 
-use crate::config::{self, Format};
+use crate::config::{Encoding, Format, Records};
 use crate::source::{Header, Lane, Message, Messages};
 use columns::{RowRules, Rows, check_key};
+use time::in_range;
 
 /// Position of the `key` column in [`records_schema`].
 pub const KEY_COLUMN: usize = 0;
@@ -49,6 +54,22 @@ pub fn records_schema(channels: &[String]) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// Position of the text in [`log_schema`].
+pub const MESSAGE_COLUMN: usize = 3;
+/// Position of the severity in [`log_schema`].
+pub const SEVERITY_COLUMN: usize = 4;
+
+/// The schema of decoded lines: key, time and offset as in [`records_schema`], then `message`
+/// (Utf8) and `severity` (Float32, from 0 for debug to 7 for emergency; null where it is not
+/// known).
+pub fn log_schema() -> SchemaRef {
+    let head = records_schema(&[]);
+    let mut fields: Vec<_> = head.fields().iter().cloned().collect();
+    fields.push(Arc::new(Field::new("message", DataType::Utf8, false)));
+    fields.push(Arc::new(Field::new("severity", DataType::Float32, true)));
+    Arc::new(Schema::new(fields))
+}
+
 /// Records of one batch and what could not be decoded of it.
 #[derive(Debug)]
 pub struct Decoded {
@@ -58,6 +79,8 @@ pub struct Decoded {
     pub dead_letters: Vec<DeadLetter>,
     /// Long rows left out because their code is not one of the channels: no fault of theirs.
     pub skipped: u64,
+    /// Values taken for missing because they lie out of their channel's bounds.
+    pub out_of_range: u64,
 }
 
 /// A message that a stage could not take, with all that is needed to find and replay it.
@@ -94,55 +117,70 @@ enum FormatDecoder {
 }
 
 /// Why messages could not be decoded together.
-struct Refusal {
-    /// The message to blame, where it is known.
-    at: Option<usize>,
-    reason: String,
+enum Refusal {
+    /// One of them is to blame.
+    Message { at: usize, reason: String },
+    /// One of them is to blame, though it is not known which.
+    Unknown { reason: String },
 }
 
 impl Decoder {
-    /// A decoder of messages in `format`; `csv` is read for CSV only and must name its columns.
+    /// A decoder of messages in the encoding's format; CSV must name its columns.
     ///
     /// # Errors
     /// If no record could satisfy these settings.
-    pub fn new(
-        records: &config::Records,
-        format: Format,
-        csv: &config::Csv,
-    ) -> Result<Self, DecodeError> {
+    pub fn new(records: &Records, encoding: &Encoding) -> Result<Self, DecodeError> {
         let rules = Arc::new(RowRules::new(records)?);
-        let format = match format {
-            Format::Json => FormatDecoder::Json(json::Json::new(Arc::clone(&rules))),
-            Format::Csv => FormatDecoder::Csv(Box::new(csv::Csv::new(Arc::clone(&rules), csv)?)),
-            Format::Parquet => return Err(DecodeError::Format),
+        let format = match encoding.format.unwrap_or_default() {
+            Format::Json => {
+                FormatDecoder::Json(json::Json::new(Arc::clone(&rules), encoding.json.envelope))
+            }
+            Format::Csv => {
+                FormatDecoder::Csv(Box::new(csv::Csv::new(Arc::clone(&rules), &encoding.csv)?))
+            }
+            format @ (Format::Avro
+            | Format::Arrow
+            | Format::Log
+            | Format::Fhir
+            | Format::Parquet) => return Err(DecodeError::Format { found: format }),
         };
         Ok(Self { rules, format })
     }
 
     /// Decodes messages of `lane`: records in the order of the messages, and a dead letter for each
-    /// message that is not one.
-    pub fn decode(&mut self, lane: &Lane, messages: &Messages) -> Decoded {
+    /// message of which anything is no record.
+    ///
+    /// # Errors
+    /// If what is needed to decode them cannot be had now; none of them counts as read.
+    pub fn decode(&mut self, lane: &Lane, messages: &Messages) -> Result<Decoded, DecodeFailure> {
         let Split { parts, taken, mut refused } = self.split(messages);
-        let rows = Rows(
-            concat_batches(self.rules.rows_schema(), &parts)
-                .expect("every part has the schema of rows"),
-        );
-        refused.extend(rows.faults().map(|(row, reason)| (taken[row], reason.to_owned())));
+        let schema = self.rules.rows_schema();
+        let batch = concat_batches(schema, &parts).expect("every part has the schema of rows");
+        let rows = Rows { batch, messages: taken };
+        refused.extend(rows.faults().map(|(row, reason)| (rows.messages[row], reason.to_owned())));
         let keys = if self.rules.has_key() {
             rows.keys()
         } else {
-            message_keys(messages, &taken, rows.kept(), &mut refused)
+            message_keys(messages, &rows, &mut refused)
         };
-        refused.sort_unstable_by_key(|(index, _)| *index);
+        let times = if self.rules.has_time() && !self.rules.times().lacks_year() {
+            Int64Array::from_iter_values(rows.times().iter().copied())
+        } else {
+            message_times(messages, &rows, &self.rules, &mut refused)
+        };
+        // Of one message, in the order of its rows.
+        refused.sort_by_key(|(index, _)| *index);
 
-        let offsets = Int64Array::from_iter_values(taken.iter().map(|i| messages.get(*i).offset));
+        let offset = |index: &usize| messages.get(*index).offset;
+        let offsets = Int64Array::from_iter_values(rows.messages.iter().map(offset));
         let skipped = rows.skipped();
-        let records = rows.into_records(&self.rules, keys, offsets);
+        let records = rows.into_records(&self.rules, keys, times, offsets);
         let dead_letters = refused
-            .into_iter()
-            .map(|(index, reason)| dead_letter(lane, messages.get(index), reason))
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|reasons| dead_letter(lane, messages.get(reasons[0].0), in_short(reasons)))
             .collect();
-        Decoded { records, dead_letters, skipped }
+        let out_of_range = self.rules.take_out_of_range();
+        Ok(Decoded { records, dead_letters, skipped, out_of_range })
     }
 
     /// Decodes what can be decoded together, splitting at each message that cannot.
@@ -161,19 +199,19 @@ impl Decoder {
                 FormatDecoder::Csv(csv) => csv.decode(messages, range.clone()),
             };
             match decoded {
-                Ok(Rows(rows)) => {
-                    split.taken.extend(range);
-                    split.parts.push(rows);
+                Ok(Rows { batch, messages }) => {
+                    split.taken.extend(messages);
+                    split.parts.push(batch);
                 }
-                Err(Refusal { at: Some(at), reason }) => {
+                Err(Refusal::Message { at, reason }) => {
                     split.refused.push((at, reason));
                     waiting.push(at + 1..range.end);
                     waiting.push(range.start..at);
                 }
-                Err(Refusal { at: None, reason }) if range.len() == 1 => {
+                Err(Refusal::Unknown { reason }) if range.len() == 1 => {
                     split.refused.push((range.start, reason));
                 }
-                Err(Refusal { at: None, .. }) => {
+                Err(Refusal::Unknown { .. }) => {
                     let middle = range.start + range.len() / 2;
                     waiting.push(middle..range.end);
                     waiting.push(range.start..middle);
@@ -181,6 +219,15 @@ impl Decoder {
             }
         }
         split
+    }
+}
+
+/// The reasons against rows of one message, of which one is enough to name.
+fn in_short(reasons: &[(usize, String)]) -> String {
+    match reasons {
+        [(_, reason)] => reason.clone(),
+        [(_, reason), others @ ..] => format!("{reason}; and {} more like it", others.len()),
+        [] => String::new(),
     }
 }
 
@@ -195,17 +242,15 @@ struct Split {
     refused: Vec<(usize, String)>,
 }
 
-/// The keys of the messages `taken` whose rows are `kept`; one that is not text is refused and
-/// null.
+/// The keys of the messages that the rows are of; one that is not text is refused, and null.
 fn message_keys(
     messages: &Messages,
-    taken: &[usize],
-    kept: &BooleanArray,
+    rows: &Rows,
     refused: &mut Vec<(usize, String)>,
 ) -> StringArray {
-    let mut keys = StringBuilder::with_capacity(taken.len(), 16 * taken.len());
-    for (row, &index) in taken.iter().enumerate() {
-        if !kept.value(row) {
+    let mut keys = StringBuilder::with_capacity(rows.messages.len(), 16 * rows.messages.len());
+    for (row, &index) in rows.messages.iter().enumerate() {
+        if !rows.kept().value(row) {
             keys.append_null();
             continue;
         }
@@ -218,6 +263,39 @@ fn message_keys(
         }
     }
     keys.finish()
+}
+
+/// The times of the rows by the timestamps of their messages, or the years of these: microseconds
+/// since the epoch. What cannot be told is refused, and null.
+fn message_times(
+    messages: &Messages,
+    rows: &Rows,
+    rules: &RowRules,
+    refused: &mut Vec<(usize, String)>,
+) -> Int64Array {
+    let mut times = Int64Builder::with_capacity(rows.messages.len());
+    for (row, &index) in rows.messages.iter().enumerate() {
+        if !rows.kept().value(row) {
+            times.append_null();
+            continue;
+        }
+        let time = messages.get(index).timestamp_ms.and_then(|timestamp_ms| {
+            if rules.has_time() {
+                rules.times().with_year(rows.times()[row], timestamp_ms)
+            } else {
+                in_range(timestamp_ms.checked_mul(1000)?)
+            }
+        });
+        times.append_option(time);
+        if time.is_none() {
+            let found = messages.get(index).timestamp_ms;
+            let found = found.map_or("none".to_owned(), |ms| format!("{ms} ms since the epoch"));
+            let what = if rules.has_time() { "to tell the year by" } else { "from year 0 to 9999" };
+            let reason = format!("message timestamp: expected a time {what}, found {found}");
+            refused.push((index, reason));
+        }
+    }
+    times.finish()
 }
 
 fn message_key(key: Option<&[u8]>) -> Result<&str, String> {
@@ -245,18 +323,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Layout, Records};
+    use crate::config::{self, Channel, Groups, Layout};
 
     /// Key in `machine`, time in `ts`, channels `a` and `b`.
     fn wide() -> Records {
         Records {
-            layout: Layout::Wide,
             key: Some("machine".into()),
-            time: "ts".into(),
-            time_unit: config::TimeUnit::Auto,
+            time: Some("ts".into()),
             channels: vec!["a".into(), "b".into()],
-            code: "code".into(),
-            value: "value".into(),
+            ..Records::default()
         }
     }
 
@@ -273,20 +348,21 @@ mod tests {
     }
 
     fn json(records: &Records) -> Decoder {
-        Decoder::new(records, Format::Json, &config::Csv::default()).unwrap()
+        Decoder::new(records, &Encoding::default()).unwrap()
     }
 
     fn csv(records: &Records, columns: &[&str]) -> Decoder {
         let columns = columns.iter().map(|name| (*name).to_owned()).collect();
         let csv = config::Csv { columns, ..config::Csv::default() };
-        Decoder::new(records, Format::Csv, &csv).unwrap()
+        let encoding = Encoding { format: Some(Format::Csv), csv, ..Encoding::default() };
+        Decoder::new(records, &encoding).unwrap()
     }
 
     /// Messages with offsets from 100, without keys.
     fn messages<T: AsRef<[u8]>>(payloads: &[T]) -> Messages {
         let mut messages = Messages::default();
         for (offset, payload) in (100..).zip(payloads) {
-            messages.push(offset, None, payload.as_ref(), Vec::new());
+            messages.push(offset, None, None, payload.as_ref(), Vec::new());
         }
         messages
     }
@@ -326,13 +402,12 @@ mod tests {
 
     #[test]
     fn json_objects_become_records_in_the_order_of_their_offsets() {
-        let decoded = json(&wide()).decode(
-            &lane(),
+        let decoded = json(&wide()).decode(&lane(),
             &messages(&[
                 r#"{"machine":"m1","ts":10,"a":1.5,"b":-2e3}"#,
                 " {\"b\":2,\r\n \"note\":{\"x\":[1,{}]}, \"a\":1, \"ts\":\"1970-01-01T00:00:11Z\", \"machine\":\"m\\u00e9\"}\n",
             ]),
-        );
+        ).unwrap();
         assert_eq!(
             records(&decoded),
             [
@@ -346,18 +421,20 @@ mod tests {
 
     #[test]
     fn null_absent_empty_and_non_finite_values_are_missing() {
-        let decoded = json(&wide()).decode(
-            &lane(),
-            &messages(&[
-                r#"{"machine":"m","ts":1,"a":null,"b":1}"#,
-                r#"{"machine":"m","ts":1,"b":1}"#,
-                r#"{"machine":"m","ts":1,"a":"","b":1}"#,
-                r#"{"machine":"m","ts":1,"a":"NaN","b":1}"#,
-                r#"{"machine":"m","ts":1,"a":"-inf","b":1}"#,
-                r#"{"machine":"m","ts":1,"a":1e999,"b":1}"#,
-                r#"{"machine":"m","ts":1,"a":"n/a","b":1}"#,
-            ]),
-        );
+        let decoded = json(&wide())
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"a":null,"b":1}"#,
+                    r#"{"machine":"m","ts":1,"b":1}"#,
+                    r#"{"machine":"m","ts":1,"a":"","b":1}"#,
+                    r#"{"machine":"m","ts":1,"a":"NaN","b":1}"#,
+                    r#"{"machine":"m","ts":1,"a":"-inf","b":1}"#,
+                    r#"{"machine":"m","ts":1,"a":1e999,"b":1}"#,
+                    r#"{"machine":"m","ts":1,"a":"n/a","b":1}"#,
+                ]),
+            )
+            .unwrap();
         assert!(decoded.dead_letters.is_empty(), "{:?}", reasons(&decoded));
         let channels: Vec<_> = records(&decoded).into_iter().map(|record| record.3).collect();
         assert_eq!(channels, vec![vec![None, Some(1.0)]; 7]);
@@ -366,7 +443,8 @@ mod tests {
     #[test]
     fn numbers_may_come_as_text_and_keys_as_numbers() {
         let decoded = json(&wide())
-            .decode(&lane(), &messages(&[r#"{"machine":17,"ts":"1.5","a":" 2.5 ","b":"1e1"}"#]));
+            .decode(&lane(), &messages(&[r#"{"machine":17,"ts":"1.5","a":" 2.5 ","b":"1e1"}"#]))
+            .unwrap();
         let expected = ("17".to_owned(), 1_500_000, 100, vec![Some(2.5), Some(10.0)]);
         assert_eq!(records(&decoded), [expected]);
     }
@@ -374,26 +452,29 @@ mod tests {
     #[test]
     fn of_a_field_that_appears_twice_the_last_one_counts() {
         let decoded = json(&wide())
-            .decode(&lane(), &messages(&[r#"{"machine":"m","a":1,"ts":1,"a":2,"b":0}"#]));
+            .decode(&lane(), &messages(&[r#"{"machine":"m","a":1,"ts":1,"a":2,"b":0}"#]))
+            .unwrap();
         assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(2.0), Some(0.0)])]);
     }
 
     #[test]
     fn a_fault_names_the_field_what_was_expected_and_what_was_found() {
-        let decoded = json(&wide()).decode(
-            &lane(),
-            &messages(&[
-                r#"{"machine":"m","a":1}"#,
-                r#"{"machine":"m","ts":"soon","a":1}"#,
-                r#"{"ts":1,"a":1}"#,
-                r#"{"machine":true,"ts":1,"a":1}"#,
-                r#"{"machine":"","ts":1,"a":1}"#,
-                r#"{"machine":"m","ts":1,"a":"high"}"#,
-                r#"{"machine":"m","ts":1,"a":[1]}"#,
-                r#"{"machine":"m","ts":1,"c":1}"#,
-                r#"{"machine":"m","ts":1,"a":1-2}"#,
-            ]),
-        );
+        let decoded = json(&wide())
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","a":1}"#,
+                    r#"{"machine":"m","ts":"soon","a":1}"#,
+                    r#"{"ts":1,"a":1}"#,
+                    r#"{"machine":true,"ts":1,"a":1}"#,
+                    r#"{"machine":"","ts":1,"a":1}"#,
+                    r#"{"machine":"m","ts":1,"a":"high"}"#,
+                    r#"{"machine":"m","ts":1,"a":[1]}"#,
+                    r#"{"machine":"m","ts":1,"c":1}"#,
+                    r#"{"machine":"m","ts":1,"a":1-2}"#,
+                ]),
+            )
+            .unwrap();
         assert!(records(&decoded).is_empty());
         let time = "a time from year 0 to 9999: RFC 3339, \"YYYY-MM-DD hh:mm:ss\", or a number \
                     since the epoch";
@@ -441,7 +522,7 @@ mod tests {
         }
         let mut decoder = json(&wide());
         for _ in 0..2 {
-            let decoded = decoder.decode(&lane(), &messages(&payloads));
+            let decoded = decoder.decode(&lane(), &messages(&payloads)).unwrap();
             let expected: Vec<_> = (0..=bad.len() as i64)
                 .map(|second| record("m", second, 100 + 2 * second, &[Some(1.0), Some(2.0)]))
                 .collect();
@@ -460,9 +541,9 @@ mod tests {
     #[test]
     fn a_batch_of_nothing_but_bad_messages_leaves_no_record() {
         let payloads = vec![b"\xff{".as_slice(); 5000];
-        let decoded = json(&wide()).decode(&lane(), &messages(&payloads));
+        let decoded = json(&wide()).decode(&lane(), &messages(&payloads)).unwrap();
         assert_eq!((decoded.records.num_rows(), decoded.dead_letters.len()), (0, 5000));
-        let none = json(&wide()).decode(&lane(), &Messages::default());
+        let none = json(&wide()).decode(&lane(), &Messages::default()).unwrap();
         assert_eq!((none.records.num_rows(), none.dead_letters.len()), (0, 0));
     }
 
@@ -470,7 +551,7 @@ mod tests {
     fn batches_larger_than_a_chunk_stay_whole_and_in_order() {
         let payloads: Vec<_> =
             (0..10_000).map(|n| format!(r#"{{"machine":"m","ts":{n},"a":{n}}}"#)).collect();
-        let decoded = json(&wide()).decode(&lane(), &messages(&payloads));
+        let decoded = json(&wide()).decode(&lane(), &messages(&payloads)).unwrap();
         let offsets: Vec<_> = records(&decoded).iter().map(|record| record.2).collect();
         assert_eq!(offsets, (100..10_100).collect::<Vec<_>>());
     }
@@ -486,8 +567,9 @@ mod tests {
             "[".repeat(100),
             "]".repeat(100)
         );
-        let decoded =
-            json(&wide()).decode(&lane(), &messages(&[small, key, unknown, "[".repeat(1 << 26)]));
+        let decoded = json(&wide())
+            .decode(&lane(), &messages(&[small, key, unknown, "[".repeat(1 << 26)]))
+            .unwrap();
         assert_eq!(records(&decoded), [record("m", 1, 102, &[Some(1.0), None])]);
         assert_eq!(
             reasons(&decoded),
@@ -503,7 +585,7 @@ mod tests {
     fn a_message_of_fifty_megabytes_is_decoded_like_any_other() {
         let huge = format!(r#"{{"machine":"m","ts":1,"a":1,"note":"{}"}}"#, "x".repeat(50 << 20));
         let broken = &huge[..huge.len() - 1];
-        let decoded = json(&wide()).decode(&lane(), &messages(&[&huge, broken]));
+        let decoded = json(&wide()).decode(&lane(), &messages(&[&huge, broken])).unwrap();
         assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(1.0), None])]);
         assert_eq!(reasons(&decoded), [(101, "expected a JSON object, found its end cut off")]);
     }
@@ -512,13 +594,13 @@ mod tests {
     fn the_message_key_is_the_key_where_no_field_is_named() {
         let payload = br#"{"ts":1,"a":1,"b":2}"#;
         let mut messages = Messages::default();
-        messages.push(1, Some(b"m1"), payload, Vec::new());
-        messages.push(2, None, payload, Vec::new());
-        messages.push(3, Some(b"\xff"), payload, vec![("h".into(), Some(b"v".to_vec()))]);
-        messages.push(4, Some(b""), payload, Vec::new());
-        messages.push(5, None, b"{}", Vec::new());
-        messages.push(6, Some(b"m2"), payload, Vec::new());
-        let decoded = json(&keyed_by_message()).decode(&lane(), &messages);
+        messages.push(1, None, Some(b"m1"), payload, Vec::new());
+        messages.push(2, None, None, payload, Vec::new());
+        messages.push(3, None, Some(b"\xff"), payload, vec![("h".into(), Some(b"v".to_vec()))]);
+        messages.push(4, None, Some(b""), payload, Vec::new());
+        messages.push(5, None, None, b"{}", Vec::new());
+        messages.push(6, None, Some(b"m2"), payload, Vec::new());
+        let decoded = json(&keyed_by_message()).decode(&lane(), &messages).unwrap();
         let channels = [Some(1.0), Some(2.0)];
         assert_eq!(
             records(&decoded),
@@ -540,19 +622,21 @@ mod tests {
 
     #[test]
     fn long_rows_of_one_key_and_time_become_one_record() {
-        let decoded = json(&long()).decode(
-            &lane(),
-            &messages(&[
-                r#"{"machine":"m","ts":1,"code":"a","value":1}"#,
-                r#"{"machine":"m","ts":1,"code":"b","value":"2"}"#,
-                r#"{"machine":"m","ts":2,"code":"b","value":3}"#,
-                r#"{"machine":"n","ts":2,"code":"a","value":4}"#,
-                r#"{"machine":"n","ts":2,"code":"note","value":"fine"}"#,
-                r#"{"machine":"n","ts":2,"code":"b","value":5}"#,
-                r#"{"machine":"n","ts":2,"code":"a","value":null}"#,
-                r#"{"machine":"m","ts":2,"code":"a","value":6}"#,
-            ]),
-        );
+        let decoded = json(&long())
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"code":"a","value":1}"#,
+                    r#"{"machine":"m","ts":1,"code":"b","value":"2"}"#,
+                    r#"{"machine":"m","ts":2,"code":"b","value":3}"#,
+                    r#"{"machine":"n","ts":2,"code":"a","value":4}"#,
+                    r#"{"machine":"n","ts":2,"code":"note","value":"fine"}"#,
+                    r#"{"machine":"n","ts":2,"code":"b","value":5}"#,
+                    r#"{"machine":"n","ts":2,"code":"a","value":null}"#,
+                    r#"{"machine":"m","ts":2,"code":"a","value":6}"#,
+                ]),
+            )
+            .unwrap();
         assert_eq!(
             records(&decoded),
             [
@@ -567,14 +651,16 @@ mod tests {
 
     #[test]
     fn a_long_row_without_code_or_value_is_a_dead_letter() {
-        let decoded = json(&long()).decode(
-            &lane(),
-            &messages(&[
-                r#"{"machine":"m","ts":1,"value":1}"#,
-                r#"{"machine":"m","ts":1,"code":"a"}"#,
-                r#"{"machine":"m","ts":1,"code":"a","value":{}}"#,
-            ]),
-        );
+        let decoded = json(&long())
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"value":1}"#,
+                    r#"{"machine":"m","ts":1,"code":"a"}"#,
+                    r#"{"machine":"m","ts":1,"code":"a","value":{}}"#,
+                ]),
+            )
+            .unwrap();
         assert_eq!((decoded.records.num_rows(), decoded.skipped), (0, 0));
         assert_eq!(
             reasons(&decoded),
@@ -595,6 +681,208 @@ mod tests {
     }
 
     #[test]
+    fn a_path_leads_into_objects_and_lists_and_a_whole_name_comes_first() {
+        let records_read = Records {
+            key: Some("host.name".into()),
+            time: Some("meta.ts".into()),
+            channels: vec!["body.temp".into(), "readings.1.value".into()],
+            ..Records::default()
+        };
+        let decoded = json(&records_read).decode(
+            &lane(),
+            &messages(&[
+                r#"{"host":{"name":"m"},"meta":{"ts":1},"body":{"temp":2},"readings":[{"value":3},{"value":4}]}"#,
+                r#"{"host":{"name":"m"},"body.temp":5,"meta":{"ts":2},"body":{"temp":2},"readings":[]}"#,
+                r#"{"host":"m","meta":{"ts":3},"body":{"temp":2}}"#,
+                r#"{"host":{"name":"m"},"meta":{"ts":4},"body":{"temp":[6]}}"#,
+                r#"{"host":{"name":"m"},"meta":[1],"body":{"temp":1}}"#,
+            ]),
+        ).unwrap();
+        assert_eq!(
+            records(&decoded),
+            [record("m", 1, 100, &[Some(2.0), Some(4.0)]), record("m", 2, 101, &[Some(5.0), None]),]
+        );
+        let found: Vec<_> = reasons(&decoded).into_iter().map(|(offset, _)| offset).collect();
+        assert_eq!(found, [102, 103, 104]);
+        assert_eq!(
+            decoded.dead_letters[1].reason,
+            "field \"body.temp\": expected a number, found a list"
+        );
+    }
+
+    #[test]
+    fn a_connect_envelope_is_taken_off() {
+        let json = config::Json { envelope: config::Envelope::Connect };
+        let mut decoder = Decoder::new(&wide(), &Encoding { json, ..Encoding::default() }).unwrap();
+        let decoded = decoder.decode(
+            &lane(),
+            &messages(&[
+                r#"{"schema":{"type":"struct","fields":[]},"payload":{"machine":"m","ts":1,"a":1}}"#,
+                r#"{"machine":"m","ts":1,"a":1}"#,
+                r#"{"schema":null,"payload":null}"#,
+                r#"{"payload":{"machine":"m","ts":2,"a":"x"}}"#,
+            ]),
+        ).unwrap();
+        assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(1.0), None])]);
+        assert_eq!(
+            reasons(&decoded),
+            [
+                (
+                    101,
+                    "expected the record in \"payload\", found the fields \"machine\", \"ts\", \"a\""
+                ),
+                (102, "field \"payload\": expected a JSON object, found null"),
+                (103, "field \"a\": expected a number, found \"x\""),
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_field_for_it_the_time_is_that_of_the_message() {
+        let records_read = Records { time: None, ..wide() };
+        let payload = br#"{"machine":"m","a":1,"b":2}"#;
+        let mut messages = Messages::default();
+        messages.push(1, Some(5_000), None, payload, Vec::new());
+        messages.push(2, None, None, payload, Vec::new());
+        messages.push(3, Some(i64::MAX), None, payload, Vec::new());
+        messages.push(4, Some(6_000), None, b"{}", Vec::new());
+        let decoded = json(&records_read).decode(&lane(), &messages).unwrap();
+        assert_eq!(records(&decoded), [record("m", 5, 1, &[Some(1.0), Some(2.0)])]);
+        let found = reasons(&decoded);
+        assert_eq!(found.len(), 3);
+        assert_eq!(
+            found[0],
+            (2, "message timestamp: expected a time from year 0 to 9999, found none")
+        );
+    }
+
+    #[test]
+    fn times_without_a_year_take_it_from_their_message() {
+        let records_read = Records { time_format: Some("%b %e %H:%M:%S".into()), ..wide() };
+        let payload = br#"{"machine":"m","ts":"Jan  1 00:00:01","a":1,"b":2}"#;
+        let mut messages = Messages::default();
+        messages.push(1, Some(1_735_689_600_000), None, payload, Vec::new());
+        messages.push(2, None, None, payload, Vec::new());
+        let decoded = json(&records_read).decode(&lane(), &messages).unwrap();
+        let expected = record("m", 1_735_689_601, 1, &[Some(1.0), Some(2.0)]);
+        assert_eq!(records(&decoded), [expected]);
+        assert_eq!(
+            reasons(&decoded),
+            [(2, "message timestamp: expected a time to tell the year by, found none")]
+        );
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_missing_and_counted() {
+        let bounded = |records: Records| {
+            let bounds = Channel { min: Some(0.0), max: Some(10.0), ..Channel::default() };
+            Records { channel: [("a".to_owned(), bounds)].into(), ..records }
+        };
+        let decoded = json(&bounded(wide()))
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"a":-0.1,"b":-1}"#,
+                    r#"{"machine":"m","ts":2,"a":10,"b":11}"#,
+                    r#"{"machine":"m","ts":3,"a":1e30,"b":11}"#,
+                ]),
+            )
+            .unwrap();
+        let channels: Vec<_> = records(&decoded).into_iter().map(|record| record.3).collect();
+        assert_eq!(
+            channels,
+            [vec![None, Some(-1.0)], vec![Some(10.0), Some(11.0)], vec![None, Some(11.0)]]
+        );
+        assert_eq!(decoded.out_of_range, 2);
+        let rows = messages(&[r#"{"machine":"m","ts":1,"code":"a","value":99}"#]);
+        assert_eq!(json(&bounded(long())).decode(&lane(), &rows).unwrap().out_of_range, 1);
+    }
+
+    #[test]
+    fn a_channel_may_come_from_another_field_or_by_other_codes() {
+        let named = |channel: Channel, records: Records| Records {
+            channel: [("a".to_owned(), channel)].into(),
+            ..records
+        };
+        let field = Channel { field: Some("body.temp".into()), ..Channel::default() };
+        let payload = messages(&[r#"{"machine":"m","ts":1,"body":{"temp":3},"a":1}"#]);
+        let decoded = json(&named(field, wide())).decode(&lane(), &payload).unwrap();
+        assert_eq!(records(&decoded), [record("m", 1, 100, &[Some(3.0), None])]);
+
+        let codes = Channel { codes: vec!["8310-5".into(), "T".into()], ..Channel::default() };
+        let decoded = json(&named(codes, long()))
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"code":"8310-5","value":1}"#,
+                    r#"{"machine":"m","ts":2,"code":"T","value":2}"#,
+                    r#"{"machine":"m","ts":3,"code":"a","value":3}"#,
+                ]),
+            )
+            .unwrap();
+        let values: Vec<_> = records(&decoded).into_iter().map(|record| record.3[0]).collect();
+        assert_eq!((values, decoded.skipped), (vec![Some(1.0), Some(2.0)], 1));
+    }
+
+    #[test]
+    fn groups_of_channels_become_records_of_their_own() {
+        let records_read = Records {
+            channels: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            groups: Some(Groups::Of(2)),
+            ..wide()
+        };
+        let decoded = json(&records_read)
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"a":1,"b":2,"c":3}"#,
+                    r#"{"machine":"m","ts":2,"c":4}"#,
+                    r#"{"machine":"m","ts":3,"a":"x"}"#,
+                ]),
+            )
+            .unwrap();
+        assert_eq!(
+            records(&decoded),
+            [
+                record("m/0", 1, 100, &[Some(1.0), Some(2.0)]),
+                record("m/1", 1, 100, &[Some(3.0), None]),
+                record("m/1", 2, 101, &[Some(4.0), None]),
+            ]
+        );
+        assert_eq!(decoded.dead_letters.len(), 1);
+    }
+
+    #[test]
+    fn lines_keep_their_text_and_severity() {
+        let lines = Records {
+            layout: Layout::Log,
+            channels: Vec::new(),
+            severity: Some("level".into()),
+            ..wide()
+        };
+        let decoded = json(&lines)
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"level":"WARN","message":"disk is full"}"#,
+                    r#"{"machine":"m","ts":2,"level":6,"message":"17"}"#,
+                    r#"{"machine":"m","ts":3,"level":"odd","message":""}"#,
+                    r#"{"machine":"m","ts":4,"level":"info"}"#,
+                ]),
+            )
+            .unwrap();
+        let batch = &decoded.records;
+        assert_eq!(batch.schema(), log_schema());
+        let texts = batch.column(MESSAGE_COLUMN).as_string::<i32>();
+        assert_eq!(texts.iter().flatten().collect::<Vec<_>>(), ["disk is full", "17", ""]);
+        let severities = batch.column(SEVERITY_COLUMN).as_primitive::<Float32Type>();
+        assert_eq!(severities.iter().collect::<Vec<_>>(), [Some(3.0), Some(1.0), None]);
+        let found =
+            "field \"message\": expected text, found the fields \"machine\", \"ts\", \"level\"";
+        assert_eq!(reasons(&decoded), [(103, found)]);
+    }
+
+    #[test]
     fn csv_rows_become_records_and_bad_ones_dead_letters() {
         let mut decoder = csv(&wide(), &["ts", "note", "b", "machine", "a"]);
         let payloads: [&[u8]; 12] = [
@@ -612,7 +900,7 @@ mod tests {
             b"4,x,NaN,m,5",
         ];
         for _ in 0..2 {
-            let decoded = decoder.decode(&lane(), &messages(&payloads));
+            let decoded = decoder.decode(&lane(), &messages(&payloads)).unwrap();
             assert_eq!(
                 records(&decoded),
                 [
@@ -641,7 +929,8 @@ mod tests {
 
     #[test]
     fn a_channel_that_csv_does_not_have_is_missing() {
-        let decoded = csv(&wide(), &["machine", "ts", "b"]).decode(&lane(), &messages(&["m,1,2"]));
+        let decoded =
+            csv(&wide(), &["machine", "ts", "b"]).decode(&lane(), &messages(&["m,1,2"])).unwrap();
         assert_eq!(records(&decoded), [record("m", 1, 100, &[None, Some(2.0)])]);
     }
 
@@ -649,7 +938,9 @@ mod tests {
     fn settings_that_no_record_could_satisfy_are_refused() {
         let error = |records: &Records, format, columns: &[&str], delimiter| {
             let columns = columns.iter().map(|name| (*name).to_owned()).collect();
-            let decoder = Decoder::new(records, format, &config::Csv { delimiter, columns });
+            let csv = config::Csv { delimiter, columns };
+            let format = Some(format);
+            let decoder = Decoder::new(records, &Encoding { format, csv, ..Encoding::default() });
             decoder.err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(
@@ -692,7 +983,7 @@ mod tests {
         ) {
             let messages = messages(&payloads);
             for mut decoder in [json(&wide()), csv(&wide(), &["machine", "ts", "a"])] {
-                let decoded = decoder.decode(&lane(), &messages);
+                let decoded = decoder.decode(&lane(), &messages).unwrap();
                 let mut offsets: Vec<i64> = records(&decoded).iter().map(|r| r.2).collect();
                 prop_assert!(offsets.is_sorted());
                 prop_assert!(decoded.dead_letters.is_sorted_by_key(|letter| letter.offset));
@@ -716,13 +1007,13 @@ mod tests {
             ),
         ) {
             let mut decoder = json(&wide());
-            let together = decoder.decode(&lane(), &messages(&payloads));
+            let together = decoder.decode(&lane(), &messages(&payloads)).unwrap();
             let mut apart = Vec::new();
             let mut letters = Vec::new();
             for (offset, payload) in (100..).zip(&payloads) {
                 let mut one = Messages::default();
-                one.push(offset, None, payload.as_bytes(), Vec::new());
-                let decoded = json(&wide()).decode(&lane(), &one);
+                one.push(offset, None, None, payload.as_bytes(), Vec::new());
+                let decoded = json(&wide()).decode(&lane(), &one).unwrap();
                 apart.extend(records(&decoded));
                 letters.extend(decoded.dead_letters);
             }

@@ -221,7 +221,7 @@ impl Series {
         match self.layout {
             Layout::Nab => "timestamp",
             Layout::Skab => "datetime",
-            Layout::Csv => &self.records.time,
+            Layout::Csv => self.records.time.as_deref().unwrap_or("time"),
         }
     }
 
@@ -245,7 +245,7 @@ impl Series {
         Ok(Records {
             layout: config::Layout::Wide,
             key: None,
-            time: time.to_owned(),
+            time: Some(time.to_owned()),
             channels: numeric,
             ..self.records.clone()
         })
@@ -342,7 +342,8 @@ pub fn write_scores(
         return Err(failed(&"would overwrite the recording; choose another output folder"));
     }
     let mut writer = csv::Writer::from_path(&path).map_err(|reason| failed(&reason))?;
-    let header = [recording.records.time.as_str(), "anomaly_score", "is_anomaly"];
+    let header =
+        [recording.records.time.as_deref().unwrap_or("time"), "anomaly_score", "is_anomaly"];
     writer.write_record(header).map_err(|reason| failed(&reason))?;
     for ((time, score), &alert) in recording.times.iter().zip(scores).zip(alerts) {
         let score = score.to_string();
@@ -559,7 +560,7 @@ mod tests {
         assert_eq!(recording.windows, Some(vec![1..3]));
         assert_eq!(recording.labels, Some(vec![false, true, true, false]));
         assert_eq!(recording.times[1], "2014-04-10 00:05:00");
-        assert_eq!(recording.records.time, "timestamp");
+        assert_eq!(recording.records.time.as_deref(), Some("timestamp"));
         assert_eq!(recording.records.channels, ["value"]);
         assert_eq!(recording.records.key, None);
         assert_eq!(recording.csv, Csv::default());
@@ -669,7 +670,7 @@ mod tests {
         let recording = load(Layout::Skab, text, None).unwrap();
         assert_eq!(recording.labels, Some(vec![false, true]));
         assert_eq!(recording.windows, None);
-        assert_eq!(recording.records.time, "datetime");
+        assert_eq!(recording.records.time.as_deref(), Some("datetime"));
         assert_eq!(recording.records.channels, ["Pressure", "Flow RateRMS"]);
         assert_eq!(recording.csv.delimiter, ';');
 

@@ -79,10 +79,9 @@ pub fn run(
 fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, EvaluateError> {
     let recording = series.load()?;
     let file = config::FileSource {
-        path: series.path.clone(),
         format: Some(config::Format::Csv),
         csv: recording.csv.clone(),
-        batch_rows: 1024,
+        ..config::FileSource::new(series.path.clone())
     };
     let pipeline = Pipeline {
         records: recording.records.clone(),
@@ -90,9 +89,10 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
         ..pipeline.clone()
     };
     let failed = |reason: &dyn std::fmt::Display| EvaluateError::file(&series.path, reason);
-    let mut source = FileSource::open(&file, &pipeline.records, &BTreeMap::new())
-        .map_err(|error| failed(&error))?;
-    let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+    let mut source =
+        FileSource::open(&file, &pipeline.records, &pipeline.encoding(), &BTreeMap::new())
+            .map_err(|error| failed(&error))?;
+    let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
     let mut verdicts = Verdicts::new(recording.lines.clone(), &shape);
     let mut core = Core::new(&pipeline);
     let mut segmenter = None;
@@ -272,6 +272,7 @@ mod tests {
     fn shape() -> WindowShape {
         WindowShape {
             channels: 1,
+            observed: 1,
             length: 3,
             stride: 1,
             resample: None,

@@ -136,7 +136,7 @@ impl State for KeyState {
 impl Learner {
     /// An untrained learner for segments of one shape.
     pub fn new(pipeline: &config::Pipeline) -> Self {
-        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
         let config::Pipeline { model, training, pairs, .. } = pipeline;
         let mut rng = Pcg64Mcg::seed_from_u64(training.seed);
         let network = Network::new(model, shape.channels, shape.length, &mut rng);

@@ -146,7 +146,7 @@ impl<'a> Feed<'a> {
         status: &'a Status,
     ) -> Self {
         Self {
-            shape: WindowShape::new(&pipeline.windows, pipeline.records.channels.len()),
+            shape: WindowShape::new(&pipeline.windows, &pipeline.records),
             pipeline,
             source,
             workers,

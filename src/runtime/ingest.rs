@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::checkpoint::{CheckpointError, Part, SavedWindows, Store};
 use crate::config;
-use crate::decode::{DeadLetter, DecodeError, Decoded, Decoder};
+use crate::decode::{DeadLetter, DecodeError, DecodeFailure, Decoded, Decoder};
 use crate::source::{Lane, Payload, SourceBatch};
 use crate::window::{Segmenter, Segments, WindowError, WindowShape, WindowStats};
 
@@ -52,6 +52,8 @@ pub struct Ingested {
     pub bytes: u64,
     /// Long rows whose code is no channel.
     pub skipped: u64,
+    /// Values out of their channel's bounds.
+    pub out_of_range: u64,
     pub windows: WindowStats,
     /// Keys that the lane holds.
     pub keys: usize,
@@ -65,6 +67,8 @@ pub struct Ingested {
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     #[error(transparent)]
+    Decode(#[from] DecodeFailure),
+    #[error(transparent)]
     Window(#[from] WindowError),
     #[error("{0}: records of a lane that was not taken over")]
     Unknown(Lane),
@@ -73,7 +77,11 @@ pub enum IngestError {
 impl IngestError {
     /// Whether going on from the last commit may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Window(WindowError::Store { reason, .. }) if reason.is_retryable())
+        match self {
+            Self::Decode(failure) => failure.is_retryable,
+            Self::Window(WindowError::Store { reason, .. }) => reason.is_retryable(),
+            Self::Window(_) | Self::Unknown(_) => false,
+        }
     }
 }
 
@@ -98,16 +106,14 @@ impl Worker {
         store: Option<Store>,
         watermark: Arc<AtomicI64>,
     ) -> Result<Self, DecodeError> {
-        let (format, csv) = match &pipeline.source {
-            config::Source::Kafka(kafka) => (kafka.format, kafka.csv.clone()),
+        let encoding = match &pipeline.source {
+            config::Source::Kafka(_) => pipeline.encoding(),
             // These decode for themselves.
-            config::Source::File(_) | config::Source::Generator(_) => {
-                (config::Format::Json, config::Csv::default())
-            }
+            config::Source::File(_) | config::Source::Generator(_) => config::Encoding::default(),
         };
         Ok(Self {
-            decoder: Decoder::new(&pipeline.records, format, &csv)?,
-            shape: WindowShape::new(&pipeline.windows, pipeline.records.channels.len()),
+            decoder: Decoder::new(&pipeline.records, &encoding)?,
+            shape: WindowShape::new(&pipeline.windows, &pipeline.records),
             max_keys: pipeline.windows.max_keys,
             store,
             lanes: HashMap::new(),
@@ -151,8 +157,8 @@ impl Worker {
     fn ingest(&mut self, batch: SourceBatch) -> Answer {
         let bytes = batch.byte_len() as u64;
         let SourceBatch { lane, appended_ms, payload, .. } = batch;
-        let Decoded { records, dead_letters, skipped } = match payload {
-            Payload::Messages(messages) => self.decoder.decode(&lane, &messages),
+        let Decoded { records, dead_letters, skipped, out_of_range } = match payload {
+            Payload::Messages(messages) => self.decoder.decode(&lane, &messages)?,
             Payload::Decoded(decoded) => decoded,
         };
         let segmenter =
@@ -164,6 +170,7 @@ impl Worker {
             records: rows,
             bytes,
             skipped,
+            out_of_range,
             appended_ms,
             ..describe(segmenter, segments)
         };

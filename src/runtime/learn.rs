@@ -182,6 +182,7 @@ fn record_ingested(ingested: &Ingested) {
     metrics::counter!(telemetry::SOURCE_BYTES).increment(ingested.bytes);
     metrics::counter!(telemetry::DECODE_FAILURES).increment(failures);
     metrics::counter!(telemetry::DECODE_SKIPPED).increment(ingested.skipped);
+    metrics::counter!(telemetry::DECODE_OUT_OF_RANGE).increment(ingested.out_of_range);
     metrics::counter!(telemetry::WINDOW_LATE).increment(ingested.windows.late);
     metrics::counter!(telemetry::WINDOW_GAPS).increment(ingested.windows.gaps);
     metrics::counter!(telemetry::WINDOW_CLOCK_RESETS).increment(ingested.windows.clock_resets);

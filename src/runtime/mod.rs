@@ -162,9 +162,12 @@ impl Opened {
             config::Source::Kafka(kafka) => {
                 Box::new(KafkaSource::connect(kafka, &pipeline.group())?)
             }
-            config::Source::File(file) => {
-                Box::new(FileSource::open(file, &pipeline.records, &positions)?)
-            }
+            config::Source::File(file) => Box::new(FileSource::open(
+                file,
+                &pipeline.records,
+                &pipeline.encoding(),
+                &positions,
+            )?),
             config::Source::Generator(generator) => {
                 let position = positions.values().next().copied().unwrap_or(0);
                 Box::new(GeneratorSource::new(generator, &pipeline.records.channels, position))

@@ -232,6 +232,7 @@ fn batch(lane: &str, offsets: std::ops::Range<i64>) -> Act {
         records: records.expect("columns in the schema"),
         dead_letters: Vec::new(),
         skipped: 0,
+        out_of_range: 0,
     };
     Act::Tell(Event::Batch(SourceBatch {
         lane: Lane::new(lane, 0),
@@ -431,7 +432,7 @@ fn batch_of_many(offsets: std::ops::Range<i64>) -> Act {
     ];
     let records = RecordBatch::try_new(records_schema(&["c".to_owned()]), columns);
     let records = records.expect("columns in the schema");
-    let decoded = Decoded { records, dead_letters: Vec::new(), skipped: 0 };
+    let decoded = Decoded { records, dead_letters: Vec::new(), skipped: 0, out_of_range: 0 };
     Act::Tell(Event::Batch(SourceBatch {
         lane: Lane::new("a", 0),
         next_offset: offsets.end,

@@ -151,7 +151,7 @@ impl State for KeyState {}
 impl Scorer {
     /// A scorer that knows nothing yet.
     pub fn new(pipeline: &config::Pipeline) -> Self {
-        let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+        let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
         Self {
             config: pipeline.scores.clone(),
             reach: learner::reach(&shape, &pipeline.pairs),

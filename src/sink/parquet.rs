@@ -342,7 +342,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{ByteSize, Pipeline};
+    use crate::config::{ByteSize, Pipeline, TimeSpan};
     use crate::sink::Score;
     use crate::source::Lane;
 
@@ -365,6 +365,8 @@ mod tests {
             path: folder.path().to_owned().into(),
             partition_by: partition_by.to_vec(),
             roll: ByteSize::mib(128),
+            trajectories: Vec::new(),
+            stay_gap: TimeSpan::from_secs(60),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Why a source cannot go on.
 
+use crate::decode::DecodeFailure;
+
 /// An input that failed, with what a person needs to act on it.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -21,6 +23,9 @@ pub enum SourceError {
     /// Others own lanes that were this process's, with work that it had not committed.
     #[error("{lanes} lanes lost to the group, uncommitted work with them")]
     Lost { lanes: usize },
+    /// Records of a file that cannot be decoded now.
+    #[error(transparent)]
+    Decode(#[from] DecodeFailure),
     /// A file or folder that cannot be read at all.
     #[error("{path}: {reason}")]
     File { path: std::path::PathBuf, reason: String },
@@ -32,6 +37,7 @@ impl SourceError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Kafka { retryable, .. } => *retryable,
+            Self::Decode(failure) => failure.is_retryable,
             Self::MissingTopic { .. }
             | Self::Refused { .. }
             | Self::Property { .. }

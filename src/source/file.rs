@@ -49,7 +49,7 @@ enum Reader {
         /// Position in [`FileSource::decoders`].
         decoder: usize,
     },
-    Parquet(ParquetRows),
+    Parquet(Box<ParquetRows>),
     /// A CSV file without a header line.
     Empty,
 }
@@ -64,10 +64,10 @@ impl FileSource {
     pub fn open(
         config: &config::FileSource,
         records: &config::Records,
+        encoding: &config::Encoding,
         positions: &BTreeMap<Lane, i64>,
     ) -> Result<Self, SourceError> {
-        let mut dialects =
-            Dialects { records, csv: &config.csv, decoders: Vec::new(), by: Vec::new() };
+        let mut dialects = Dialects { records, encoding, decoders: Vec::new(), by: Vec::new() };
         let mut lanes = Vec::new();
         let mut assignments = Vec::new();
         for (topic, path, format) in find_files(&config.path, config.format)? {
@@ -77,12 +77,17 @@ impl FileSource {
             let batch_rows = config.batch_rows.max(1);
             let reader = match format {
                 Format::Parquet => {
-                    Reader::Parquet(ParquetRows::open(&path, records, key, position, batch_rows)?)
+                    let rows = ParquetRows::open(&path, records, key, position, batch_rows)?;
+                    Reader::Parquet(Box::new(rows))
                 }
-                Format::Json => Reader::Text {
+                Format::Json | Format::Log | Format::Fhir => Reader::Text {
                     lines: Lines::open(&path, None, key, position, batch_rows)?,
-                    decoder: dialects.json(&path)?,
+                    decoder: dialects.decoder(&path, format, Vec::new())?,
                 },
+                Format::Avro | Format::Arrow => {
+                    let reason = format!("files of the format {format:?} are not read");
+                    return Err(file_error(&path, reason));
+                }
                 Format::Csv => dialects.csv(&path, key, position, batch_rows)?,
             };
             let committed = position.map(|offset| (offset, String::new()));
@@ -168,7 +173,7 @@ impl FileLane {
                 if messages.is_empty() {
                     return Ok(None);
                 }
-                (decoders[*decoder].decode(&self.lane, &messages), lines.next_offset())
+                (decoders[*decoder].decode(&self.lane, &messages)?, lines.next_offset())
             }
         };
         Ok(Some(SourceBatch {
@@ -189,17 +194,13 @@ fn first_time(decoded: &Decoded) -> i64 {
 /// Decoders by the columns of their files.
 struct Dialects<'a> {
     records: &'a config::Records,
-    csv: &'a config::Csv,
+    encoding: &'a config::Encoding,
     decoders: Vec<Decoder>,
-    /// Per decoder: the columns of its CSV files, empty for JSON.
-    by: Vec<Vec<String>>,
+    /// Per decoder: its format, and the columns of its CSV files.
+    by: Vec<(Format, Vec<String>)>,
 }
 
 impl Dialects<'_> {
-    fn json(&mut self, path: &Path) -> Result<usize, SourceError> {
-        self.decoder(path, Format::Json, Vec::new())
-    }
-
     /// Opens a CSV file past its header line.
     fn csv(
         &mut self,
@@ -208,16 +209,16 @@ impl Dialects<'_> {
         position: Option<i64>,
         batch_rows: usize,
     ) -> Result<Reader, SourceError> {
-        let delimiter =
-            crate::decode::csv::delimiter(self.csv).map_err(|error| file_error(path, error))?;
+        let delimiter = crate::decode::csv::delimiter(&self.encoding.csv)
+            .map_err(|error| file_error(path, error))?;
         let mut lines = Lines::open(path, Some(delimiter), key, position, batch_rows)?;
-        let columns = if self.csv.columns.is_empty() {
+        let columns = if self.encoding.csv.columns.is_empty() {
             match lines.header(delimiter)? {
                 None => return Ok(Reader::Empty),
                 Some(columns) => columns,
             }
         } else {
-            self.csv.columns.clone()
+            self.encoding.csv.columns.clone()
         };
         let decoder = self.decoder(path, Format::Csv, columns)?;
         Ok(Reader::Text { lines, decoder })
@@ -229,14 +230,16 @@ impl Dialects<'_> {
         format: Format,
         columns: Vec<String>,
     ) -> Result<usize, SourceError> {
-        if let Some(known) = self.by.iter().position(|other| *other == columns) {
+        let dialect = (format, columns);
+        if let Some(known) = self.by.iter().position(|other| *other == dialect) {
             return Ok(known);
         }
-        let csv = config::Csv { delimiter: self.csv.delimiter, columns };
+        let mut encoding = config::Encoding { format: Some(format), ..self.encoding.clone() };
+        encoding.csv.columns.clone_from(&dialect.1);
         let decoder =
-            Decoder::new(self.records, format, &csv).map_err(|error| file_error(path, error))?;
+            Decoder::new(self.records, &encoding).map_err(|error| file_error(path, error))?;
         self.decoders.push(decoder);
-        self.by.push(csv.columns);
+        self.by.push(dialect);
         Ok(self.decoders.len() - 1)
     }
 }
@@ -335,26 +338,26 @@ mod tests {
     use crate::config::{Layout, Records};
     use crate::decode::{DeadLetter, FIRST_CHANNEL_COLUMN, KEY_COLUMN, OFFSET_COLUMN};
 
+    fn encoding() -> config::Encoding {
+        config::Encoding::default()
+    }
+
     /// Time in `t`, channels `a` and `b`, key from the file's name.
     fn records() -> Records {
         Records {
-            layout: Layout::Wide,
-            key: None,
-            time: "t".into(),
-            time_unit: config::TimeUnit::Auto,
+            time: Some("t".into()),
             channels: vec!["a".into(), "b".into()],
-            code: "code".into(),
-            value: "value".into(),
+            ..Records::default()
         }
     }
 
     fn config(path: &Path, batch_rows: usize) -> config::FileSource {
         let csv = config::Csv::default();
-        config::FileSource { path: path.to_owned(), format: None, csv, batch_rows }
+        config::FileSource { csv, batch_rows, ..config::FileSource::new(path.to_owned()) }
     }
 
     fn open(path: &Path, batch_rows: usize) -> Result<FileSource, SourceError> {
-        FileSource::open(&config(path, batch_rows), &records(), &BTreeMap::new())
+        FileSource::open(&config(path, batch_rows), &records(), &encoding(), &BTreeMap::new())
     }
 
     fn write(folder: &TempDir, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
@@ -465,8 +468,9 @@ mod tests {
         let path = write(&folder, "pump.csv", "1;2;3\n");
         let columns = ["t", "a", "b"].map(String::from).to_vec();
         let csv = config::Csv { delimiter: ';', columns };
-        let config = config::FileSource { csv, ..config(&path, 10) };
-        let source = FileSource::open(&config, &records(), &BTreeMap::new()).unwrap();
+        let config = config(&path, 10);
+        let encoding = config::Encoding { csv, ..encoding() };
+        let source = FileSource::open(&config, &records(), &encoding, &BTreeMap::new()).unwrap();
         assert_eq!(rows(&batches(source)), [row("pump", 1, 1, 2.0, 3.0)]);
     }
 
@@ -547,7 +551,7 @@ mod tests {
         write(&folder, "x.txt", "t,a\n1,1\n");
         let format = Some(Format::Csv);
         let config = config::FileSource { format, ..config(folder.path(), 10) };
-        let source = FileSource::open(&config, &records(), &BTreeMap::new()).unwrap();
+        let source = FileSource::open(&config, &records(), &encoding(), &BTreeMap::new()).unwrap();
         assert_eq!(rows(&batches(source)), [row("x", 1, 2, 1.0, None)]);
     }
 
@@ -588,7 +592,8 @@ mod tests {
                 positions.insert(batch.lane.clone(), batch.next_offset);
             }
             let config = config(folder.path(), 3);
-            let mut source = FileSource::open(&config, &records(), &positions).unwrap();
+            let mut source =
+                FileSource::open(&config, &records(), &encoding(), &positions).unwrap();
             let Event::Assigned(assigned) = source.poll(Duration::ZERO).unwrap() else {
                 panic!("expected the assignment");
             };
@@ -596,7 +601,7 @@ mod tests {
                 let expected = positions.get(&lane).map(|offset| (*offset, String::new()));
                 assert_eq!(committed, expected);
             }
-            let source = FileSource::open(&config, &records(), &positions).unwrap();
+            let source = FileSource::open(&config, &records(), &encoding(), &positions).unwrap();
             let mut seen = rows(&whole[..cut]);
             seen.extend(rows(&batches(source)));
             assert_eq!(seen, all);
@@ -610,7 +615,9 @@ mod tests {
         let times: ArrayRef = Arc::new(Int64Array::from_iter_values(0..3));
         write_parquet(&folder, "b.parquet", vec![("t", Arc::clone(&times)), ("a", times)]);
         let positions = ["a.json", "b.parquet"].map(|topic| (Lane::new(topic, 0), 50)).into();
-        let source = FileSource::open(&config(folder.path(), 3), &records(), &positions).unwrap();
+        let source =
+            FileSource::open(&config(folder.path(), 3), &records(), &encoding(), &positions)
+                .unwrap();
         assert!(batches(source).is_empty());
     }
 
@@ -659,7 +666,8 @@ mod tests {
             ],
         );
         let records = Records { layout: Layout::Long, key: Some("bed".into()), ..records() };
-        let source = FileSource::open(&config(&path, 10), &records, &BTreeMap::new()).unwrap();
+        let source =
+            FileSource::open(&config(&path, 10), &records, &encoding(), &BTreeMap::new()).unwrap();
         let batches = batches(source);
         assert_eq!(rows(&batches), [row("7", 86_400, 3, 3.0, 1.0)]);
         assert_eq!(decoded(&batches[0]).skipped, 1);

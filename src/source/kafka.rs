@@ -760,7 +760,9 @@ impl Waiting {
         }
         let before = open.messages.byte_len();
         let payload = message.payload().unwrap_or_default();
-        open.messages.push(message.offset(), message.key(), payload, headers(message));
+        let timestamp_ms = message.timestamp().to_millis();
+        let headers = headers(message);
+        open.messages.push(message.offset(), timestamp_ms, message.key(), payload, headers);
         open.next_offset = message.offset() + 1;
         open.appended_ms = time;
         self.bytes += open.messages.byte_len() - before;

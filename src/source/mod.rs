@@ -62,6 +62,7 @@ pub struct Messages {
 #[derive(Clone, Debug)]
 struct Entry {
     offset: i64,
+    timestamp_ms: Option<i64>,
     key: Option<Range<usize>>,
     payload: Range<usize>,
 }
@@ -71,6 +72,8 @@ struct Entry {
 pub struct Message<'a> {
     /// Kafka offset, or the line number in a file (the first line is 1).
     pub offset: i64,
+    /// Kafka's timestamp, milliseconds since the epoch; of a file, when it was last changed.
+    pub timestamp_ms: Option<i64>,
     /// Kafka message key.
     pub key: Option<&'a [u8]>,
     /// The bytes to decode. A Kafka tombstone (null value) is an empty payload.
@@ -81,13 +84,20 @@ pub struct Message<'a> {
 
 impl Messages {
     /// Appends one message.
-    pub fn push(&mut self, offset: i64, key: Option<&[u8]>, payload: &[u8], headers: Vec<Header>) {
+    pub fn push(
+        &mut self,
+        offset: i64,
+        timestamp_ms: Option<i64>,
+        key: Option<&[u8]>,
+        payload: &[u8],
+        headers: Vec<Header>,
+    ) {
         let key = key.map(|key| self.append(key));
         let payload = self.append(payload);
         if !headers.is_empty() {
             self.headers.push((self.entries.len(), headers));
         }
-        self.entries.push(Entry { offset, key, payload });
+        self.entries.push(Entry { offset, timestamp_ms, key, payload });
     }
 
     fn append(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -123,6 +133,7 @@ impl Messages {
         };
         Message {
             offset: entry.offset,
+            timestamp_ms: entry.timestamp_ms,
             key: entry.key.clone().map(|range| &self.bytes[range]),
             payload: &self.bytes[entry.payload.clone()],
             headers,

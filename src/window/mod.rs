@@ -20,6 +20,8 @@ use crate::config;
 pub struct WindowShape {
     /// Channels of a sample.
     pub channels: usize,
+    /// Those of them, the first ones, that are measured.
+    pub observed: usize,
     /// Samples of a segment.
     pub length: usize,
     /// Samples between the starts of two successive segments.
@@ -34,11 +36,13 @@ pub struct WindowShape {
 
 impl WindowShape {
     /// From a checked pipeline file.
-    pub fn new(windows: &config::Windows, channels: usize) -> Self {
+    pub fn new(windows: &config::Windows, records: &config::Records) -> Self {
+        let inputs = config::Inputs::new(records, windows.time_since_last);
         let length = windows.length_samples();
         let resample = windows.resample.map(config::TimeSpan::micros);
         Self {
-            channels,
+            channels: inputs.width(),
+            observed: inputs.observed(),
             length,
             stride: windows.stride_samples(),
             resample,
@@ -57,7 +61,12 @@ impl WindowShape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{TimeSpan, WindowLength, Windows};
+    use crate::config::{Records, TimeSpan, WindowLength, Windows};
+
+    fn records(channels: usize) -> Records {
+        let channels = (0..channels).map(|number| number.to_string()).collect();
+        Records { channels, ..Records::default() }
+    }
 
     #[test]
     fn durations_become_samples_of_the_grid() {
@@ -68,7 +77,7 @@ mod tests {
             max_gap: None,
             ..Windows::default()
         };
-        let shape = WindowShape::new(&windows, 3);
+        let shape = WindowShape::new(&windows, &records(3));
         assert_eq!((shape.channels, shape.length, shape.stride), (3, 6, 2));
         assert_eq!((shape.resample, shape.lateness), (Some(5_000_000), 5_000_000));
     }
@@ -82,7 +91,7 @@ mod tests {
                 resample: resample.map(TimeSpan::from_secs),
                 ..Windows::default()
             };
-            WindowShape::new(&windows, 1).max_gap.map(|micros| micros / 1_000_000)
+            WindowShape::new(&windows, &records(1)).max_gap.map(|micros| micros / 1_000_000)
         };
         assert_eq!(gap(None, None), None);
         assert_eq!(gap(Some(7), None), Some(7));

@@ -284,6 +284,7 @@ mod tests {
     fn shape() -> WindowShape {
         WindowShape {
             channels: 1,
+            observed: 1,
             length: 3,
             stride: 1,
             resample: None,
@@ -845,7 +846,7 @@ mod tests {
                 (Some(width), max_gap) => Some(max_gap.unwrap_or(20).max(width)),
                 (None, max_gap) => max_gap,
             };
-            WindowShape { channels: 2, length, stride, resample, max_gap, lateness }
+            WindowShape { channels: 2, observed: 2, length, stride, resample, max_gap, lateness }
         })
     }
 
@@ -930,7 +931,7 @@ mod tests {
             watermark in any::<i64>(),
         ) {
             let max_gap = resample.map(|width| width.saturating_mul(length as i64));
-            let shape = WindowShape { channels: 1, length, stride, resample, max_gap, lateness };
+            let shape = WindowShape { channels: 1, observed: 1, length, stride, resample, max_gap, lateness };
             let mut segmenter = segmenter(&shape);
             let mut segments = segmenter.push(&at_times(&times)).unwrap();
             segments.append(&mut segmenter.advance(watermark).unwrap());

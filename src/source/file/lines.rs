@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use arrow::csv::reader::Format;
+use chrono::{DateTime, Utc};
 
 use super::file_error;
 use crate::source::{Messages, SourceError};
@@ -29,6 +30,8 @@ pub(super) struct Lines {
     delimiter: Option<u8>,
     /// Key given to every message.
     key: Option<String>,
+    /// When the file was last changed, milliseconds since the epoch: the time of its messages.
+    modified_ms: Option<i64>,
     batch_rows: usize,
     /// Number of the first line wanted.
     first_wanted: i64,
@@ -48,6 +51,7 @@ impl Lines {
     ) -> Result<Self, SourceError> {
         let mut mark = Vec::new();
         let file = File::open(path).map_err(|error| file_error(path, error))?;
+        let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
         file.take(BYTE_ORDER_MARK.len() as u64)
             .read_to_end(&mut mark)
             .map_err(|error| file_error(path, error))?;
@@ -55,6 +59,7 @@ impl Lines {
             path: path.to_owned(),
             delimiter,
             key,
+            modified_ms: modified.map(|time| DateTime::<Utc>::from(time).timestamp_millis()),
             batch_rows,
             first_wanted: position.unwrap_or(1),
             line: 1,
@@ -95,7 +100,7 @@ impl Lines {
             let Some(number) = self.next_record(&mut reader, &mut record)? else { break };
             if number >= self.first_wanted && !is_blank(&record) {
                 let key = self.key.as_deref().map(str::as_bytes);
-                messages.push(number, key, &record, Vec::new());
+                messages.push(number, self.modified_ms, key, &record, Vec::new());
             }
         }
         Ok(messages)

@@ -18,7 +18,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 
 use super::file_error;
 use crate::config::Records;
-use crate::decode::columns::{Cell, Row, RowBuilder, RowRules, Rows, quoted};
+use crate::decode::columns::{Cell, Row, RowBuilder, RowRules, quoted};
 use crate::decode::{DeadLetter, Decoded};
 use crate::source::{Lane, SourceError};
 
@@ -88,8 +88,7 @@ impl ParquetRows {
         for row in 0..batch.num_rows() {
             rows.push(&ColumnsRow { columns: &columns, schema: batch.schema_ref(), row });
         }
-        let (_, columns) = rows.finish();
-        let rows = Rows(RecordBatch::try_new(self.rules.rows_schema().clone(), columns)?);
+        let rows = rows.finish();
 
         let dead_letters = rows
             .faults()
@@ -111,11 +110,10 @@ impl ParquetRows {
         };
         let offsets = Int64Array::from_iter_values((first..).take(batch.num_rows()));
         let skipped = rows.skipped();
-        Ok(Decoded {
-            records: rows.into_records(&self.rules, keys, offsets),
-            dead_letters,
-            skipped,
-        })
+        let times = Int64Array::from_iter_values(rows.times().iter().copied());
+        let records = rows.into_records(&self.rules, keys, times, offsets);
+        let out_of_range = self.rules.take_out_of_range();
+        Ok(Decoded { records, dead_letters, skipped, out_of_range })
     }
 }
 

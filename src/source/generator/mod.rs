@@ -123,7 +123,12 @@ impl Source for GeneratorSource {
             lane: self.lane.clone(),
             next_offset: self.plant.position() as i64,
             appended_ms: now_ms(),
-            payload: Payload::Decoded(Decoded { records, dead_letters: Vec::new(), skipped: 0 }),
+            payload: Payload::Decoded(Decoded {
+                records,
+                dead_letters: Vec::new(),
+                skipped: 0,
+                out_of_range: 0,
+            }),
         }))
     }
 

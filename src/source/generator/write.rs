@@ -71,7 +71,7 @@ pub fn write_csv(
     let mut columns = Columns::of(batch);
     let mut line = Vec::new();
     if header {
-        let names = records.key.iter().chain([&records.time]).chain(&records.channels);
+        let names = records.key.iter().chain(&records.time).chain(&records.channels);
         for name in names {
             append_csv_field(name, &mut line);
             line.push(b',');
@@ -137,10 +137,10 @@ impl RecordFolder {
         let name = match format {
             Format::Json => "records.jsonl",
             Format::Csv => "records.csv",
-            Format::Parquet => {
+            _ => {
                 return Err(SourceError::File {
                     path: folder.to_owned(),
-                    reason: "records are generated as json or csv, not parquet".to_owned(),
+                    reason: format!("records are generated as json or csv, not {format:?}"),
                 });
             }
         };
@@ -218,7 +218,7 @@ impl<'a> JsonRows<'a> {
             text.push(b':');
             text
         };
-        let mut time_name = named(&records.time);
+        let mut time_name = named(records.time.as_deref().unwrap_or("time"));
         time_name.push(b'"');
         let channel_names: Vec<Vec<u8>> =
             records.channels.iter().map(|name| [b",", &*named(name)].concat()).collect();
@@ -318,19 +318,16 @@ mod tests {
     use arrow::array::{ArrayRef, Int64Array};
 
     use super::*;
-    use crate::config::{GeneratorSource, Layout, TimeSpan};
+    use crate::config::{GeneratorSource, TimeSpan};
     use crate::decode::records_schema;
     use crate::source::generator::{EPOCH, Plant};
 
     fn records(key: Option<&str>) -> Records {
         Records {
-            layout: Layout::Wide,
             key: key.map(str::to_owned),
-            time: "ts".to_owned(),
-            time_unit: Default::default(),
+            time: Some("ts".to_owned()),
             channels: vec!["temperature".to_owned(), "a \"b\", c".to_owned()],
-            code: "code".to_owned(),
-            value: "value".to_owned(),
+            ..Records::default()
         }
     }
 
