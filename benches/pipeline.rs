@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use contrastream::config::{Format, Pipeline, Source};
+use contrastream::config::{Pipeline, Source};
 use contrastream::decode::Decoder;
 use contrastream::runtime::Core;
 use contrastream::source::generator::{Plant, json_messages};
@@ -54,7 +54,7 @@ impl Ingest {
     fn segments(&mut self, batches: &[Messages]) -> Segments {
         let mut segments = Segments::default();
         for messages in batches {
-            let decoded = self.decoder.decode(&self.lane, messages);
+            let decoded = self.decoder.decode(&self.lane, messages).expect("decodable");
             let mut cut = self.segmenter.push(&decoded.records).expect("decoded records fit");
             segments.append(&mut cut);
         }

@@ -46,6 +46,7 @@ metrics_table! {
     WINDOW_LATE = Counter "contrastream_window_late_records_total", "Records behind their key's watermark, left out of windows.";
     WINDOW_GAPS = Counter "contrastream_window_gaps_total", "Runs ended by a gap longer than windows.max_gap.";
     WINDOW_CLOCK_RESETS = Counter "contrastream_window_clock_resets_total", "Keys whose clock was set back for good.";
+    WINDOW_STUCK = Counter "contrastream_window_stuck_values_total", "Values taken for missing because they had not changed for too long.";
     WINDOW_EVICTED = Counter "contrastream_window_evicted_keys_total", "Keys evicted to make room for others.";
     WINDOW_KEYS = Gauge "contrastream_window_open_keys", "Keys that a lane holds.";
     WINDOW_LAG = Gauge "contrastream_window_watermark_lag_seconds", "Wall-clock time less a lane's watermark.";

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contrastream::config;
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{KafkaSink, Outputs, Score, SegmentMeta, Sink as _, SinkError};
+use contrastream::sink::{Cause, KafkaSink, Outputs, Score, SegmentMeta, Sink as _, SinkError};
 use contrastream::source::{
     Assignment, Event, KafkaSource, Lane, Messages, Payload, Source, SourceBatch, SourceError,
 };
@@ -803,6 +803,7 @@ fn calm() -> Score {
         alert: false,
         alert_id: None,
         causes: Vec::new(),
+        missing: Vec::new(),
         warm: true,
     }
 }
@@ -836,7 +837,11 @@ fn results_are_read_back_by_another_client() {
     outputs.scores[1] = Score {
         alert: true,
         alert_id: Some("a".to_owned()),
-        causes: vec![(1, 0.75), (0, 0.25)],
+        causes: vec![
+            Cause { channel: "vibration".into(), share: 0.75 },
+            Cause { channel: "temperature".into(), share: 0.25 },
+        ],
+        missing: Vec::new(),
         ..calm()
     };
     sink.write(&outputs).unwrap();

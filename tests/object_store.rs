@@ -213,6 +213,7 @@ fn output(key: &str, sequence: u64) -> Outputs {
         alert: false,
         alert_id: None,
         causes: Vec::new(),
+        missing: Vec::new(),
         warm: true,
     };
     Outputs {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use contrastream::config::{self, ByteSize, PartitionColumn, Pipeline};
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
+use contrastream::sink::{Cause, Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
 use contrastream::source::Lane;
 use tempfile::TempDir;
 
@@ -71,7 +71,15 @@ fn outputs() -> Outputs {
             residual: 2.0,
             alert,
             alert_id: alert.then(|| format!("alert-{row}")),
-            causes: if alert { vec![(1, 0.75), (0, 0.25)] } else { Vec::new() },
+            causes: if alert {
+                vec![
+                    Cause { channel: "pressure".into(), share: 0.75 },
+                    Cause { channel: "temperature".into(), share: 0.25 },
+                ]
+            } else {
+                Vec::new()
+            },
+            missing: if alert { vec!["speed".into()] } else { Vec::new() },
             warm: row >= 10,
         });
     }
@@ -101,7 +109,7 @@ expected = {
     "model_version": pa.int64(), "embedding": pa.list_(pa.float32(), 4), "score": pa.float64(),
     "p_value": pa.float64(), "surprise": pa.float32(), "distance": pa.float32(),
     "residual": pa.float32(), "alert": pa.bool_(), "alert_id": pa.string(),
-    "causes": pa.list_(cause), "warm": pa.bool_(), "date": pa.dictionary(pa.int32(), pa.string()),
+    "causes": pa.list_(cause), "missing": pa.list_(pa.string()), "warm": pa.bool_(), "date": pa.dictionary(pa.int32(), pa.string()),
 }
 table = pq.read_table(sys.argv[1])
 assert {field.name: field.type for field in table.schema} == expected, table.schema

@@ -191,7 +191,7 @@ fn check(outputs: &Results, dimension: usize) -> Result<(), TestCaseError> {
         let parts = [score.surprise, score.distance, score.residual];
         prop_assert!(parts.iter().all(|value| value.is_finite()), "{score:?}");
         if score.alert {
-            let total: f32 = score.causes.iter().map(|(_, share)| share).sum();
+            let total: f32 = score.causes.iter().map(|cause| cause.share).sum();
             prop_assert!((total - 1.0).abs() < 1e-3, "{score:?}");
         }
     }

@@ -68,6 +68,7 @@ fn anomalies_have_the_fields_of_the_contract_in_its_order() {
             "alert",
             "alert_id",
             "causes",
+            "missing",
             "model_version",
             "warm",
         ]

@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let status = Arc::new(Status::default());
     let began = Instant::now();
-    watch(arguments.seconds, Arc::clone(&status), Arc::clone(&alerts), pipeline.clone());
+    watch(arguments.seconds, Arc::clone(&status), Arc::clone(&alerts));
     let service = Service { pipeline: &pipeline, store: None, status };
     // There is no commit to go back to: it opens once.
     let mut opened = Some(Opened { source: Box::new(source), sinks, resumed: None });
@@ -97,7 +97,7 @@ fn absolute(location: &Location) -> Location {
 }
 
 /// Shows progress and ends the demo in time, from a thread of its own.
-fn watch(seconds: u64, status: Arc<Status>, alerts: Arc<Mutex<Alerts>>, pipeline: Pipeline) {
+fn watch(seconds: u64, status: Arc<Status>, alerts: Arc<Mutex<Alerts>>) {
     let bar = ProgressBar::with_draw_target(Some(seconds), ProgressDrawTarget::stdout());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}") {
         bar.set_style(style);
@@ -111,7 +111,7 @@ fn watch(seconds: u64, status: Arc<Status>, alerts: Arc<Mutex<Alerts>>, pipeline
             bar.set_position(began.elapsed().as_secs());
             bar.set_message(format!("{} segments, {} alerts", alerts.segments, alerts.begun.len()));
             for alert in &alerts.begun[shown..] {
-                bar.suspend(|| println!("{}", alert.line(&pipeline)));
+                bar.suspend(|| println!("{}", alert.line()));
             }
             shown = alerts.begun.len();
         }
@@ -139,8 +139,8 @@ struct Alert {
     from: i64,
     to: i64,
     p_value: f64,
-    /// Index of the channel that is most to blame.
-    channel: Option<usize>,
+    /// The channel that is most to blame.
+    channel: Option<Arc<str>>,
 }
 
 /// Alerts compared with the injected truth.
@@ -155,15 +155,14 @@ struct Verdict {
 }
 
 impl Alert {
-    fn line(&self, pipeline: &Pipeline) -> String {
+    fn line(&self) -> String {
         let time = chrono::DateTime::from_timestamp_micros(self.to).unwrap_or_default();
-        let channel = self.channel.and_then(|index| pipeline.records.channels.get(index));
         format!(
             "{}  {} looks wrong (p = {:.0e}), {} most of all",
             time.format("%H:%M:%S"),
             self.key,
             self.p_value,
-            channel.map_or("no channel", String::as_str)
+            self.channel.as_deref().unwrap_or("no channel")
         )
     }
 }
@@ -186,7 +185,8 @@ impl Alerts {
                     alert.to = segment.window_end;
                     if score.p_value < alert.p_value {
                         alert.p_value = score.p_value;
-                        alert.channel = score.causes.first().map(|(channel, _)| *channel);
+                        alert.channel =
+                            score.causes.first().map(|cause| Arc::clone(&cause.channel));
                     }
                 }
                 None => {
@@ -197,7 +197,7 @@ impl Alerts {
                         from: segment.window_start,
                         to: segment.window_end,
                         p_value: score.p_value,
-                        channel: score.causes.first().map(|(channel, _)| *channel),
+                        channel: score.causes.first().map(|cause| Arc::clone(&cause.channel)),
                     });
                 }
             }
@@ -225,7 +225,8 @@ impl Alerts {
             if let Some(alert) = alert {
                 kind.0 += 1;
                 verdict.found += 1;
-                verdict.named_first += usize::from(alert.channel == Some(fault.channel));
+                let faulty = pipeline.records.channels.get(fault.channel).map(String::as_str);
+                verdict.named_first += usize::from(alert.channel.as_deref() == faulty);
             }
         }
         verdict.false_alarms = self

@@ -174,7 +174,7 @@ impl<'de> Deserialize<'de> for Groups {
 ///
 /// First come the measured ones, then, where `windows.time_since_last` asks for it, the time since
 /// each of them was last observed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
     groups: Vec<Group>,
     observed: usize,

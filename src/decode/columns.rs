@@ -489,7 +489,7 @@ fn severity_of(cell: Cell<'_>) -> f32 {
         Cell::Text(text) | Cell::Number(text) => {
             let text = text.trim();
             let is = |words: &&[&str]| words.iter().any(|word| word.eq_ignore_ascii_case(text));
-            match SEVERITIES.iter().position(|words| is(words)) {
+            match SEVERITIES.iter().position(is) {
                 Some(place) => Some(place as f32),
                 None => text.parse().ok(),
             }

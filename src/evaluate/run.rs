@@ -270,15 +270,7 @@ mod tests {
     }
 
     fn shape() -> WindowShape {
-        WindowShape {
-            channels: 1,
-            observed: 1,
-            length: 3,
-            stride: 1,
-            resample: None,
-            max_gap: None,
-            lateness: 0,
-        }
+        WindowShape { length: 3, ..WindowShape::default() }
     }
 
     fn one_key(times: &[i64]) -> Vec<(&'static str, i64, i64)> {

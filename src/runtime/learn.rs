@@ -186,6 +186,7 @@ fn record_ingested(ingested: &Ingested) {
     metrics::counter!(telemetry::WINDOW_LATE).increment(ingested.windows.late);
     metrics::counter!(telemetry::WINDOW_GAPS).increment(ingested.windows.gaps);
     metrics::counter!(telemetry::WINDOW_CLOCK_RESETS).increment(ingested.windows.clock_resets);
+    metrics::counter!(telemetry::WINDOW_STUCK).increment(ingested.windows.stuck);
     metrics::counter!(telemetry::WINDOW_EVICTED).increment(ingested.windows.evicted);
     metrics::counter!(telemetry::WINDOW_SEGMENTS).increment(ingested.segments.len() as u64);
     if let Some((lane, watermark)) = &ingested.watermark {

@@ -36,11 +36,11 @@ use self::residual::{Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
 use self::texture::{Steps, Texture};
-use crate::config::{self, Mark, Part};
+use crate::config::{self, Inputs, Mark, Part};
 use crate::keys::{Keys, State};
 use crate::learner::{self, Embedded, Learner};
 use crate::pairs::Origin;
-use crate::sink::Score;
+use crate::sink::{Cause, Score};
 use crate::window::{Segments, WindowShape};
 
 /// Scores segments and learns from them what is normal.
@@ -49,6 +49,8 @@ pub struct Scorer {
     // Not part of what is saved: the pipeline file says them anew, see `Scorer::resume`.
     #[serde(skip)]
     config: config::Scores,
+    #[serde(skip)]
+    inputs: Inputs,
     shape: WindowShape,
     /// Strides within which segments share samples.
     reach: u64,
@@ -154,6 +156,7 @@ impl Scorer {
         let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
         Self {
             config: pipeline.scores.clone(),
+            inputs: pipeline.inputs(),
             reach: learner::reach(&shape, &pipeline.pairs),
             memory: Memory::new(
                 REMEMBERED,
@@ -171,6 +174,7 @@ impl Scorer {
     /// Takes on what `pipeline` says of scores, after loading.
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Self {
         self.config = pipeline.scores.clone();
+        self.inputs = pipeline.inputs();
         self
     }
 
@@ -243,7 +247,7 @@ impl Scorer {
                     parts.map(|p| -p.ln()).fold(0.0, f64::max)
                 };
                 let mut views = found.views(evidence_of);
-                if self.shape.channels > 1 {
+                if self.shape.observed > 1 {
                     let occluded = causes::occluded(values, self.shape.channels);
                     let cosines = self.memory.cosines(&learner.embed_standardised(&occluded));
                     let nearer = |channel: usize| {
@@ -251,10 +255,16 @@ impl Scorer {
                         let without = self.memory.distance(cosines, &origin, self.reach);
                         distances[row].unwrap_or(0.0) - without.unwrap_or(0.0)
                     };
-                    let weights = (0..self.shape.channels).map(nearer).collect();
+                    let mut weights: Vec<f32> = (0..self.shape.channels).map(nearer).collect();
+                    // When a channel was last observed is a matter of that channel.
+                    for since_last in self.shape.observed..self.shape.channels {
+                        weights[since_last - self.shape.observed] += weights[since_last].max(0.0);
+                    }
+                    weights.truncate(self.shape.observed);
                     views.push(View { evidence: evidence_of(SURPRISE..LEVEL), weights });
                 }
-                causes::causes(self.shape.channels, &views)
+                let shares = causes::causes(self.shape.observed, &views);
+                shares.into_iter().filter_map(|(at, share)| self.cause(key, at, share)).collect()
             } else {
                 Vec::new()
             };
@@ -271,6 +281,7 @@ impl Scorer {
                 alert,
                 alert_id,
                 causes,
+                missing: self.missing(key, segments.segment(index, size)),
                 warm,
             });
 
@@ -295,6 +306,26 @@ impl Scorer {
             }
         }
         scores
+    }
+}
+
+impl Scorer {
+    /// `None` for a channel that the key's group does not have.
+    fn cause(&self, key: &str, channel: usize, share: f32) -> Option<Cause> {
+        let name = self.inputs.name(key, channel);
+        (!name.is_empty()).then(|| Cause { channel: name.into(), share })
+    }
+
+    /// The channels of a segment `[channels, time]` whose newer half holds no value.
+    fn missing(&self, key: &str, values: &[f32]) -> Vec<Arc<str>> {
+        let channels = values.chunks_exact(self.shape.length).take(self.shape.observed);
+        channels
+            .enumerate()
+            .filter(|(_, values)| values[values.len() / 2..].iter().all(|value| value.is_nan()))
+            .map(|(channel, _)| self.inputs.name(key, channel))
+            .filter(|name| !name.is_empty())
+            .map(Arc::from)
+            .collect()
     }
 }
 
@@ -352,8 +383,8 @@ impl Excursion {
 }
 
 impl KeyState {
-    /// Looks at a segment `[channels, time]`, raw and standardised, of which the `fresh` last
-    /// samples are new. The key's changes, forecasts and level learn from it, its rulers and
+    /// Looks at the measured channels of a segment `[channels, time]`, raw and standardised, of
+    /// which the `fresh` last samples are new. The key's changes, forecasts and level learn from it, its rulers and
     /// textures do not.
     fn find(
         &mut self,
@@ -363,7 +394,9 @@ impl KeyState {
         origin: &Origin,
         (surprise, distance): (Option<f32>, Option<f32>),
     ) -> Findings {
-        self.changes.resize_with(shape.channels, Changes::default);
+        let measured = shape.observed * shape.length;
+        let (raw, standardised) = (&raw[..measured], &standardised[..measured]);
+        self.changes.resize_with(shape.observed, Changes::default);
         let changes: Vec<[f32; SCALES]> = self
             .changes
             .iter_mut()
@@ -385,7 +418,7 @@ impl KeyState {
             let largest = residuals.iter().map(|sizes| sizes[kind]).fold(0.0, f32::max);
             statistics[RESIDUAL + kind] = Some(largest);
         }
-        self.textures.resize_with(shape.channels, Texture::default);
+        self.textures.resize_with(shape.observed, Texture::default);
         let textures = self.textures.iter().zip(standardised.chunks_exact(shape.length));
         let steps: Vec<(Steps, f32)> = textures
             .map(|(texture, samples)| {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use rdkafka::producer::{
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Serialize, Serializer};
 
-use super::{Outputs, Positions, Score, SegmentMeta, Sink, SinkError, StagedFile};
+use super::{Cause, Outputs, Positions, Score, SegmentMeta, Sink, SinkError, StagedFile};
 use crate::config;
 use crate::decode::DeadLetter;
 use crate::faults::step;
@@ -87,7 +87,6 @@ const DEFAULTS: &[(&str, &str)] = &[
 pub struct KafkaSink {
     producer: ThreadedProducer<Deliveries>,
     pipeline: String,
-    channels: Vec<String>,
     topics: Topics,
     /// Most bytes of a dead letter, with its headers.
     largest_letter: usize,
@@ -155,7 +154,6 @@ impl KafkaSink {
             brokers,
             transactions,
             pipeline: pipeline.name.clone(),
-            channels: pipeline.records.channels.clone(),
             largest_letter: number(&settings, "message.max.bytes").min(limits.dead_letters),
             topics,
             json: Vec::new(),
@@ -233,8 +231,7 @@ impl Sink for KafkaSink {
             if let (Some(topic), Some(score)) = (&self.topics.anomalies, outputs.scores.get(index))
             {
                 let model = outputs.model_version;
-                let channels = &self.channels;
-                let message = AnomalyMessage::new(&self.pipeline, segment, model, score, channels);
+                let message = AnomalyMessage::new(&self.pipeline, segment, model, score);
                 encode(topic, &message, &mut self.json)?;
                 self.send(BaseRecord::to(topic).key(segment.key.as_bytes()).payload(&*self.json))?;
             }
@@ -798,18 +795,13 @@ struct AnomalyMessage<'a> {
     alert: bool,
     alert_id: Option<&'a str>,
     causes: Causes<'a>,
+    missing: &'a [Arc<str>],
     model_version: u64,
     warm: bool,
 }
 
 impl<'a> AnomalyMessage<'a> {
-    fn new(
-        pipeline: &'a str,
-        segment: &'a SegmentMeta,
-        model: u64,
-        score: &'a Score,
-        channels: &'a [String],
-    ) -> Self {
+    fn new(pipeline: &'a str, segment: &'a SegmentMeta, model: u64, score: &'a Score) -> Self {
         Self {
             pipeline,
             key: &segment.key,
@@ -823,7 +815,8 @@ impl<'a> AnomalyMessage<'a> {
             residual: score.residual,
             alert: score.alert,
             alert_id: score.alert_id.as_deref(),
-            causes: Causes { shares: &score.causes, channels },
+            causes: Causes(&score.causes),
+            missing: &score.missing,
             model_version: model,
             warm: score.warm,
         }
@@ -831,23 +824,20 @@ impl<'a> AnomalyMessage<'a> {
 }
 
 /// Shares of channels, by name.
-struct Causes<'a> {
-    shares: &'a [(usize, f32)],
-    channels: &'a [String],
-}
+struct Causes<'a>(&'a [Cause]);
 
 #[derive(Serialize)]
-struct Cause<'a> {
+struct CauseMessage<'a> {
     channel: &'a str,
     share: f32,
 }
 
 impl Serialize for Causes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.shares.iter().filter_map(|(index, share)| {
-            let channel = self.channels.get(*index)?;
-            Some(Cause { channel, share: *share })
-        }))
+        let causes = self.0.iter();
+        serializer.collect_seq(
+            causes.map(|cause| CauseMessage { channel: &cause.channel, share: cause.share }),
+        )
     }
 }
 
@@ -948,7 +938,11 @@ mod tests {
             residual: 6.0,
             alert: true,
             alert_id: Some("pump-7/11".to_owned()),
-            causes: vec![(1, 0.75), (0, 0.25)],
+            causes: vec![
+                Cause { channel: "vibration".into(), share: 0.75 },
+                Cause { channel: "temperature".into(), share: 0.25 },
+            ],
+            missing: vec!["speed".into()],
             warm: true,
         }
     }
@@ -989,8 +983,7 @@ mod tests {
     #[test]
     fn an_anomaly_names_its_causes_and_has_its_fields_in_the_documented_order() {
         let (segment, score) = (segment(), score());
-        let channels = ["temperature".to_owned(), "vibration".to_owned()];
-        let message = AnomalyMessage::new("plant", &segment, 5, &score, &channels);
+        let message = AnomalyMessage::new("plant", &segment, 5, &score);
         assert_eq!(
             json(&message),
             concat!(
@@ -998,7 +991,7 @@ mod tests {
                 r#""window_end":1700000063000000,"sequence":11,"score":0.75,"p_value":0.001,"#,
                 r#""surprise":2.5,"distance":0.125,"residual":6.0,"alert":true,"#,
                 r#""alert_id":"pump-7/11","causes":[{"channel":"vibration","share":0.75},"#,
-                r#"{"channel":"temperature","share":0.25}],"model_version":5,"warm":true}"#
+                r#"{"channel":"temperature","share":0.25}],"missing":["speed"],"model_version":5,"warm":true}"#
             )
         );
     }
@@ -1013,9 +1006,10 @@ mod tests {
             alert: false,
             alert_id: None,
             causes: Vec::new(),
+            missing: Vec::new(),
             ..score()
         };
-        let anomaly = json(&AnomalyMessage::new("plant", &segment, 5, &calm, &[]));
+        let anomaly = json(&AnomalyMessage::new("plant", &segment, 5, &calm));
         assert!(anomaly.contains(r#""p_value":null,"surprise":null,"distance":null"#));
         assert!(anomaly.contains(r#""alert":false,"alert_id":null,"causes":[]"#));
 

@@ -51,10 +51,22 @@ pub struct Score {
     pub alert: bool,
     /// The episode's id, the same for all segments of one alert.
     pub alert_id: Option<String>,
-    /// (channel index, share), largest first; the shares add up to 1. Empty unless `alert`.
-    pub causes: Vec<(usize, f32)>,
+    /// Largest share first; the shares add up to 1. Empty unless `alert`.
+    pub causes: Vec<Cause>,
+    /// Channels of which the newer half of the segment holds no value: dropped out, stuck, or out
+    /// of range.
+    pub missing: Vec<Arc<str>>,
     /// Whether the key's warm-up is over.
     pub warm: bool,
+}
+
+/// What an alert is about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cause {
+    /// Name of a channel.
+    pub channel: Arc<str>,
+    /// Its part in the anomaly.
+    pub share: f32,
 }
 
 impl Score {

@@ -49,7 +49,6 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// digits; pyarrow then needs `partitioning=None`.
 pub struct ParquetSink {
     pipeline: Arc<str>,
-    channels: Vec<String>,
     embedding: usize,
     partition_by: Vec<PartitionColumn>,
     roll: u64,
@@ -97,7 +96,6 @@ impl ParquetSink {
         let schema = rows::schema(embedding).map_err(|reason| failed(staging.root(), reason))?;
         Ok(Self {
             pipeline: pipeline.name.as_str().into(),
-            channels: pipeline.records.channels.clone(),
             embedding,
             partition_by: config.partition_by.clone(),
             roll: config.roll.0,
@@ -193,8 +191,7 @@ impl ParquetSink {
         let (file, staged) = self.staging.create(&self.folder(partition), "part", "parquet")?;
         let writer = ArrowWriter::try_new(file, self.schema.clone(), Some(self.properties.clone()))
             .map_err(|reason| failed(staged.path(), reason))?;
-        let rows =
-            Rows::new(self.pipeline.clone(), self.channels.as_slice().into(), self.schema.clone());
+        let rows = Rows::new(self.pipeline.clone(), self.schema.clone());
         Ok(OpenFile { rows, writer, staged, last_write: self.writes })
     }
 
@@ -343,6 +340,7 @@ mod tests {
 
     use super::*;
     use crate::config::{ByteSize, Pipeline, TimeSpan};
+    use crate::sink::Cause;
     use crate::sink::Score;
     use crate::source::Lane;
 
@@ -380,6 +378,7 @@ mod tests {
             alert: false,
             alert_id: None,
             causes: Vec::new(),
+            missing: Vec::new(),
             warm: true,
         }
     }
@@ -459,7 +458,11 @@ mod tests {
         let mut outputs = output("press-4", 7, LAST_SECOND_OF_JANUARY);
         outputs.scores[0].alert = true;
         outputs.scores[0].alert_id = Some("press-4/7".to_owned());
-        outputs.scores[0].causes = vec![(1, 0.75), (0, 0.25)];
+        outputs.scores[0].causes = vec![
+            Cause { channel: "pressure".into(), share: 0.75 },
+            Cause { channel: "temperature".into(), share: 0.25 },
+        ];
+        outputs.scores[0].missing = vec!["speed".into()];
         sink.write(&outputs).unwrap();
         sink.write(&output("press-4", 8, LAST_SECOND_OF_JANUARY)).unwrap();
         sink.flush().unwrap();

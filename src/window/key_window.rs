@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Segments, WindowShape, WindowStats};
+use super::history::{Last, Unchanged};
+use super::{ChannelRules, Segments, WindowShape, WindowStats};
 use crate::sink::SegmentMeta;
 use crate::source::Lane;
 
@@ -14,6 +15,13 @@ pub(super) struct Cut<'a> {
     pub shape: &'a WindowShape,
     pub lane: &'a Lane,
     pub key: &'a Arc<str>,
+}
+
+impl Cut<'_> {
+    /// Rules of the key's channels, none where no channel has any.
+    fn rules(&self) -> &[ChannelRules] {
+        self.shape.rules(self.key)
+    }
 }
 
 /// One key's samples: those still open to reordering, the bin being averaged, and the ring of the
@@ -33,6 +41,8 @@ pub(super) struct KeyWindow {
     last: Option<i64>,
     sequence: u64,
     run: u64,
+    unchanged: Unchanged,
+    history: Last,
 }
 
 /// A record's values on their way into the ring; NaN is missing.
@@ -85,6 +95,8 @@ impl KeyWindow {
             last: None,
             sequence: first_sequence,
             run: first_run,
+            unchanged: Unchanged::default(),
+            history: Last::default(),
         }
     }
 
@@ -125,6 +137,8 @@ impl KeyWindow {
             self.advance(cut, i64::MAX, out, stats);
             self.start_run();
             self.newest = None;
+            self.unchanged = Unchanged::default();
+            self.history = Last::default();
             stats.clock_resets += 1;
         }
         self.late_streak = 0;
@@ -197,6 +211,14 @@ impl KeyWindow {
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
+        let mut believed;
+        let values = if cut.shape.groups.is_empty() {
+            values
+        } else {
+            believed = values.to_vec();
+            stats.stuck += self.unchanged.doubt(cut.rules(), time, &mut believed);
+            &believed
+        };
         let Some(width) = cut.shape.resample else {
             if self.is_gap(cut.shape.max_gap, time) {
                 self.start_run();
@@ -214,7 +236,7 @@ impl KeyWindow {
             stats.gaps += 1;
         }
         self.bin
-            .get_or_insert_with(|| Bin::new(start, offset, cut.shape.channels))
+            .get_or_insert_with(|| Bin::new(start, offset, cut.shape.observed))
             .add(offset, values);
     }
 
@@ -239,7 +261,7 @@ impl KeyWindow {
             return;
         };
         if let Some(last) = self.last {
-            let missing = vec![f32::NAN; cut.shape.channels];
+            let missing = vec![f32::NAN; cut.shape.observed];
             let mut time = last.saturating_add(width);
             let (shape, missing_bins) =
                 (cut.shape, (bin.start.saturating_sub(time) / width) as u64);
@@ -247,8 +269,10 @@ impl KeyWindow {
             // which would end as they began, are left out, so that one record from a far future
             // does not stop everything.
             let round = shape.length as u64 * shape.stride as u64;
-            let rounds = missing_bins.saturating_sub(2 * shape.length as u64) / round;
-            let skip_at = time.saturating_add(width.saturating_mul(shape.length as i64));
+            let carried = (shape.longest_carry() / width) as u64 + 1;
+            let rounds = missing_bins.saturating_sub(2 * shape.length as u64 + carried) / round;
+            let skipped_from = shape.length as u64 + carried;
+            let skip_at = time.saturating_add(width.saturating_mul(skipped_from as i64));
             while time < bin.start {
                 if rounds > 0 && time == skip_at {
                     self.ring.seen += rounds * round;
@@ -272,7 +296,16 @@ impl KeyWindow {
         out: &mut Segments,
     ) {
         self.last = Some(time);
-        self.ring.write(cut.shape, time, offsets, values);
+        if cut.shape.groups.is_empty() && !cut.shape.time_since_last {
+            self.ring.write(cut.shape, time, offsets, values);
+        } else {
+            let mut values = values.to_vec();
+            let ages = self.history.carry(cut.rules(), time, &mut values);
+            if cut.shape.time_since_last {
+                values.extend(ages);
+            }
+            self.ring.write(cut.shape, time, offsets, &values);
+        }
         let length = cut.shape.length as u64;
         let due = self.ring.seen >= length
             && (self.ring.seen - length).is_multiple_of(cut.shape.stride as u64);
@@ -336,7 +369,8 @@ impl Ring {
     /// Appends the ring as `[channels, time]`, oldest first; returns `false`, appending nothing,
     /// when not one value of it was observed.
     fn copy_into(&self, shape: &WindowShape, out: &mut Segments) -> bool {
-        if self.values.iter().all(|value| value.is_nan()) {
+        let mut samples = self.values.chunks_exact(shape.channels);
+        if samples.all(|sample| sample[..shape.observed].iter().all(|value| value.is_nan())) {
             return false;
         }
         let oldest = (self.seen % shape.length as u64) as usize;

@@ -6,6 +6,7 @@
 //! are final and enter the key's window in time order; a record behind it is late, counted and
 //! left out. A [`Segmenter`] serves one lane and knows nothing of threads or clocks.
 
+mod history;
 mod key_window;
 mod segment;
 mod segmenter;
@@ -32,6 +33,29 @@ pub struct WindowShape {
     pub max_gap: Option<i64>,
     /// How far a record may lie behind its key's newest, microseconds.
     pub lateness: i64,
+    /// Whether the time since each measured channel was last observed follows the channels, as
+    /// `ln(1 + seconds)`.
+    pub time_since_last: bool,
+    /// Per group of channels, in the order of the pipeline file; empty where no channel has a rule.
+    pub groups: Vec<GroupRules>,
+}
+
+/// Rules of the channels of one group.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct GroupRules {
+    /// As keys name it; `None` where channels are not grouped.
+    pub name: Option<String>,
+    /// Per channel.
+    pub channels: Vec<ChannelRules>,
+}
+
+/// What a channel's values are held to over time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChannelRules {
+    /// How long the last value stands in for missing ones, microseconds.
+    pub carry: Option<i64>,
+    /// How long a value that does not change is believed, microseconds.
+    pub stuck: Option<i64>,
 }
 
 impl WindowShape {
@@ -54,6 +78,69 @@ impl WindowShape {
                 (max_gap, None) => max_gap,
             },
             lateness: windows.lateness.micros(),
+            time_since_last: windows.time_since_last,
+            groups: rules(windows, records, &inputs),
+        }
+    }
+
+    /// The rules of the channels of `key`; none where no channel has any.
+    fn rules(&self, key: &str) -> &[ChannelRules] {
+        let group = match &self.groups[..] {
+            [only] if only.name.is_none() => Some(only),
+            groups => key.rsplit_once('/').and_then(|(_, name)| {
+                groups.iter().find(|group| group.name.as_deref() == Some(name))
+            }),
+        };
+        group.map_or(&[], |group| &group.channels)
+    }
+
+    /// Longest time over which a value is carried, microseconds.
+    fn longest_carry(&self) -> i64 {
+        let channels = self.groups.iter().flat_map(|group| &group.channels);
+        channels.filter_map(|channel| channel.carry).max().unwrap_or(0)
+    }
+}
+
+fn rules(
+    windows: &config::Windows,
+    records: &config::Records,
+    inputs: &config::Inputs,
+) -> Vec<GroupRules> {
+    let rules = |name: &String| {
+        let channel = records.channel.get(name);
+        let carry = channel.and_then(|channel| channel.carry).or(windows.carry);
+        ChannelRules {
+            carry: carry.map(config::TimeSpan::micros),
+            stuck: channel.and_then(|channel| channel.stuck).map(config::TimeSpan::micros),
+        }
+    };
+    let groups: Vec<GroupRules> = inputs
+        .groups()
+        .iter()
+        .map(|group| GroupRules {
+            name: group.name.clone(),
+            channels: group.channels.iter().map(rules).collect(),
+        })
+        .collect();
+    let none = ChannelRules::default();
+    let has_rules = groups.iter().any(|group| group.channels.iter().any(|rules| *rules != none));
+    if has_rules { groups } else { Vec::new() }
+}
+
+/// One channel, two samples a segment, everything else off: what tests begin with.
+#[cfg(test)]
+impl Default for WindowShape {
+    fn default() -> Self {
+        Self {
+            channels: 1,
+            observed: 1,
+            length: 2,
+            stride: 1,
+            resample: None,
+            max_gap: None,
+            lateness: 0,
+            time_since_last: false,
+            groups: Vec::new(),
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct WindowStats {
     pub gaps: u64,
     /// Keys whose clock was set back for good.
     pub clock_resets: u64,
+    /// Values taken for missing because they had not changed for too long.
+    pub stuck: u64,
     /// Keys evicted to make room.
     pub evicted: u64,
 }
@@ -142,7 +144,7 @@ impl Segmenter {
     pub fn push(&mut self, batch: &RecordBatch) -> Result<Segments, WindowError> {
         let mismatch = || WindowError::Columns {
             lane: self.lane.clone(),
-            channels: self.progress.shape.channels,
+            channels: self.progress.shape.observed,
             found: batch
                 .schema()
                 .fields()
@@ -151,7 +153,7 @@ impl Segmenter {
                 .collect::<Vec<_>>()
                 .join(", "),
         };
-        if batch.num_columns() != FIRST_CHANNEL_COLUMN + self.progress.shape.channels {
+        if batch.num_columns() != FIRST_CHANNEL_COLUMN + self.progress.shape.observed {
             return Err(mismatch());
         }
         let keys = batch.column(KEY_COLUMN).as_string_opt::<i32>().ok_or_else(mismatch)?;
@@ -174,7 +176,7 @@ impl Segmenter {
         let failed = |reason| WindowError::Store { lane: lane.clone(), reason };
         windows.fetch(keys.iter().flatten()).map_err(failed)?;
         let mut out = Segments::default();
-        let mut sample = vec![f32::NAN; progress.shape.channels];
+        let mut sample = vec![f32::NAN; progress.shape.observed];
         let mut previous: Option<(&str, usize)> = None;
         for row in 0..batch.num_rows() {
             for (value, column) in sample.iter_mut().zip(&columns) {
@@ -275,6 +277,7 @@ mod tests {
 
     use rustc_hash::FxHashMap;
 
+    use super::super::{ChannelRules, GroupRules};
     use super::*;
     use crate::checkpoint::Checkpoint;
     use crate::config;
@@ -282,15 +285,7 @@ mod tests {
 
     /// One channel, windows of 3 samples at every sample, no lateness.
     fn shape() -> WindowShape {
-        WindowShape {
-            channels: 1,
-            observed: 1,
-            length: 3,
-            stride: 1,
-            resample: None,
-            max_gap: None,
-            lateness: 0,
-        }
+        WindowShape { length: 3, ..WindowShape::default() }
     }
 
     fn segmenter(shape: &WindowShape) -> Segmenter {
@@ -343,6 +338,48 @@ mod tests {
         batch(1, &records)
     }
 
+    #[test]
+    fn on_a_grid_the_last_value_is_carried_and_its_age_follows() {
+        let rules = ChannelRules { carry: Some(2), stuck: None };
+        let shape = WindowShape {
+            channels: 4,
+            observed: 2,
+            length: 5,
+            stride: 5,
+            resample: Some(1),
+            max_gap: Some(10),
+            time_since_last: true,
+            groups: vec![GroupRules { name: None, channels: vec![rules, ChannelRules::default()] }],
+            ..WindowShape::default()
+        };
+        let mut segmenter = Segmenter::new(Lane::new("plant", 0), shape.clone(), 10);
+        let records = [Record("m", 0, 0, vec![7.0, 1.0]), Record("m", 4, 1, vec![f32::NAN, 2.0])];
+        let mut segments = segmenter.push(&batch(2, &records)).unwrap();
+        segments.append(&mut segmenter.advance(i64::MAX).unwrap());
+        let values = &values(&segments, &shape)[0];
+        assert_eq!(values[..10], [7.0, 7.0, 7.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0, 2.0]);
+        let micros: Vec<i64> = values[10..]
+            .iter()
+            .map(|age| (f64::from(*age).exp_m1() * 1e6).round() as i64)
+            .collect();
+        assert_eq!(micros, [0, 1, 2, 3, 4, 0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_value_that_stays_too_long_is_missing_and_counted() {
+        let rules = ChannelRules { carry: None, stuck: Some(2) };
+        let shape = WindowShape {
+            length: 5,
+            groups: vec![GroupRules { name: None, channels: vec![rules] }],
+            ..WindowShape::default()
+        };
+        let mut segmenter = Segmenter::new(Lane::new("plant", 0), shape.clone(), 10);
+        let records: Vec<_> = (0..5).map(|time| Record("m", time, time, vec![3.0])).collect();
+        let segments = segmenter.push(&batch(1, &records)).unwrap();
+        assert_eq!(values(&segments, &shape)[0], [3.0, 3.0, 3.0, -1.0, -1.0]);
+        assert_eq!(segmenter.take_stats().stuck, 2);
+    }
+
     /// The values of every segment, -1 where missing.
     fn values(segments: &Segments, shape: &WindowShape) -> Vec<Vec<f32>> {
         let size = shape.channels * shape.length;
@@ -371,7 +408,7 @@ mod tests {
 
     #[test]
     fn values_are_laid_out_channel_by_channel_with_nan_where_missing() {
-        let shape = WindowShape { channels: 2, ..shape() };
+        let shape = WindowShape { channels: 2, observed: 2, ..shape() };
         let records = [
             Record("m", 1, 0, vec![1.0, 10.0]),
             Record("m", 2, 1, vec![f32::NAN, 20.0]),
@@ -846,7 +883,16 @@ mod tests {
                 (Some(width), max_gap) => Some(max_gap.unwrap_or(20).max(width)),
                 (None, max_gap) => max_gap,
             };
-            WindowShape { channels: 2, observed: 2, length, stride, resample, max_gap, lateness }
+            WindowShape {
+                channels: 2,
+                observed: 2,
+                length,
+                stride,
+                resample,
+                max_gap,
+                lateness,
+                ..WindowShape::default()
+            }
         })
     }
 
@@ -931,7 +977,14 @@ mod tests {
             watermark in any::<i64>(),
         ) {
             let max_gap = resample.map(|width| width.saturating_mul(length as i64));
-            let shape = WindowShape { channels: 1, observed: 1, length, stride, resample, max_gap, lateness };
+            let shape = WindowShape {
+                length,
+                stride,
+                resample,
+                max_gap,
+                lateness,
+                ..WindowShape::default()
+            };
             let mut segmenter = segmenter(&shape);
             let mut segments = segmenter.push(&at_times(&times)).unwrap();
             segments.append(&mut segmenter.advance(watermark).unwrap());

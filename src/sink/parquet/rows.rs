@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array,
-    ListArray, RecordBatch, StringArray, StringBuilder, StringDictionaryBuilder, StructArray,
-    TimestampMicrosecondArray,
+    ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, StringDictionaryBuilder,
+    StructArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Int32Type, Schema, SchemaRef, TimeUnit};
@@ -14,7 +14,7 @@ use parquet::basic::{Compression, Encoding};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::sink::{Score, SegmentMeta};
+use crate::sink::{Cause, Score, SegmentMeta};
 
 /// Rows of a row group, where the file is not rolled before.
 const ROW_GROUP_ROWS: usize = 128 << 10;
@@ -57,6 +57,7 @@ pub(super) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError> {
         Field::new("alert", DataType::Boolean, false),
         Field::new("alert_id", DataType::Utf8, true),
         Field::new("causes", DataType::List(cause_field()), false),
+        Field::new("missing", DataType::List(missing_field()), false),
         Field::new("warm", DataType::Boolean, false),
     ])))
 }
@@ -64,6 +65,11 @@ pub(super) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError> {
 /// An element of `embedding`.
 fn value_field() -> FieldRef {
     Arc::new(Field::new("item", DataType::Float32, true))
+}
+
+/// An element of `missing`.
+fn missing_field() -> FieldRef {
+    Arc::new(Field::new("item", DataType::Utf8, true))
 }
 
 /// An element of `causes`.
@@ -114,7 +120,6 @@ pub(super) fn properties() -> WriterProperties {
 pub(super) struct Rows {
     schema: SchemaRef,
     pipeline: Arc<str>,
-    channels: Arc<[String]>,
     columns: Columns,
 }
 
@@ -143,13 +148,14 @@ struct Columns {
     cause_share: Vec<f32>,
     /// Number of causes up to and including each row.
     cause_ends: Vec<i32>,
+    missing: ListBuilder<StringBuilder>,
     warm: Vec<bool>,
 }
 
 impl Rows {
-    /// No rows. `channels` names the channels of the scores' causes.
-    pub(super) fn new(pipeline: Arc<str>, channels: Arc<[String]>, schema: SchemaRef) -> Self {
-        Self { schema, pipeline, channels, columns: Columns::default() }
+    /// No rows.
+    pub(super) fn new(pipeline: Arc<str>, schema: SchemaRef) -> Self {
+        Self { schema, pipeline, columns: Columns::default() }
     }
 
     /// Number of rows.
@@ -184,11 +190,15 @@ impl Rows {
         columns.residual.push(score.residual);
         columns.alert.push(score.alert);
         columns.alert_id.append_option(score.alert_id.as_deref());
-        for (channel, share) in &score.causes {
-            columns.cause_channel.append_value(&self.channels[*channel]);
+        for Cause { channel, share } in &score.causes {
+            columns.cause_channel.append_value(channel);
             columns.cause_share.push(*share);
         }
         columns.cause_ends.push(columns.cause_share.len() as i32);
+        for channel in &score.missing {
+            columns.missing.values().append_value(channel);
+        }
+        columns.missing.append(true);
         columns.warm.push(score.warm);
     }
 
@@ -231,6 +241,7 @@ impl Rows {
                 Arc::new(BooleanArray::from(columns.alert)),
                 strings(columns.alert_id),
                 causes(columns.cause_channel, columns.cause_share, columns.cause_ends)?,
+                missing(columns.missing),
                 Arc::new(BooleanArray::from(columns.warm)),
             ],
         )
@@ -247,6 +258,10 @@ fn strings(mut values: StringBuilder) -> Arc<StringArray> {
 
 fn times(micros: Vec<i64>) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC"))
+}
+
+fn missing(mut values: ListBuilder<StringBuilder>) -> ArrayRef {
+    Arc::new(values.finish())
 }
 
 fn causes(channel: StringBuilder, share: Vec<f32>, ends: Vec<i32>) -> Result<ArrayRef, ArrowError> {
