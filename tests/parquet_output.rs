@@ -43,6 +43,8 @@ fn sink(folder: &TempDir, partition_by: &[PartitionColumn]) -> ParquetSink {
         path: folder.path().to_owned().into(),
         partition_by: partition_by.to_vec(),
         roll: ByteSize::mib(128),
+        trajectories: Vec::new(),
+        stay_gap: config::TimeSpan::from_secs(86_400),
     };
     ParquetSink::open(&config, &pipeline, EMBEDDING).expect("a folder to write to")
 }
