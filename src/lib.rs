@@ -30,6 +30,7 @@ pub mod keys;
 pub mod learner;
 pub mod objects;
 pub mod pairs;
+pub mod registry;
 pub mod runtime;
 pub mod score;
 pub mod sink;
