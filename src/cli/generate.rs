@@ -11,14 +11,17 @@ use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use serde::Serialize;
 
 use super::{Usage, demo};
 use crate::config::{
-    Format, GeneratorSource as GeneratorConfig, Properties, Source as Origin, TimeSpan,
+    Format, GeneratorSource as GeneratorConfig, Properties, Records, Source as Origin, TimeSpan,
 };
 use crate::kafka;
-use crate::source::generator::{Fault, GeneratorSource, RecordFolder, json_messages};
-use crate::source::{Event, Payload, Source};
+use crate::source::generator::{
+    GeneratorSource, LogLines, MessageFolder, MessageStream, RecordFolder, Schedule, json_messages,
+};
+use crate::source::{Event, Payload, Source, SourceError};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -34,16 +37,16 @@ pub struct Arguments {
     /// Records in all; 0: without end (Kafka only).
     #[arg(long, default_value_t = 0)]
     count: u64,
-    /// Machines in the plant.
+    /// Machines in the plant, or hosts.
     #[arg(long, default_value_t = 8)]
     machines: usize,
-    /// Event time between two faults of one machine; `0s`: none.
+    /// Event time between two faults of one machine or host; `0s`: none.
     #[arg(long, default_value = "1h")]
     fault_every: TimeSpan,
     /// The same seed makes the same records.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Format of a folder's records.
+    /// Format of a folder's records, for sensors.
     #[arg(long, value_enum, default_value_t)]
     format: FolderFormat,
     /// File for the injected faults, a JSON object a line; a folder has them as `_faults.jsonl`.
@@ -57,6 +60,8 @@ enum Kind {
     /// Machines of a plant with five sensors each, a reading a second.
     #[default]
     Sensor,
+    /// Log lines of hosts, about one a second each.
+    Logs,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
@@ -70,7 +75,6 @@ enum FolderFormat {
 const POLL: Duration = Duration::from_millis(100);
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let Kind::Sensor = arguments.kind;
     // The demo's plant; its fields and channels are those of pipelines/sensor.toml.
     let pipeline = demo::pipeline()?;
     let Origin::Generator(defaults) = pipeline.source else {
@@ -84,27 +88,30 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         seed: arguments.seed,
         ..defaults
     };
-    let mut target = match arguments.to.strip_prefix("kafka://") {
-        Some(address) => Target::Topic(RecordTopic::connect(address)?),
-        None if arguments.count == 0 => {
-            bail!(Usage("--count: a folder needs an end, such as --count 100000".to_owned()));
-        }
-        None => {
-            let format = match arguments.format {
-                FolderFormat::Json => Format::Json,
-                FolderFormat::Csv => Format::Csv,
-            };
-            Target::Folder(Box::new(RecordFolder::create(
-                Path::new(&arguments.to),
-                &pipeline.records,
-                format,
-            )?))
-        }
-    };
-    let mut fault_file = arguments.faults.as_deref().map(FaultFile::create).transpose()?;
-
     let began = Instant::now();
-    let mut source = GeneratorSource::new(&generator, &pipeline.records.channels, 0);
+    let written = match arguments.kind {
+        Kind::Sensor => sensors(arguments, &generator, &pipeline.records)?,
+        Kind::Logs => messages(arguments, LogLines::new(&generator))?,
+    };
+    eprintln!("wrote {written} records to {} in {:.1?}", arguments.to, began.elapsed());
+    Ok(())
+}
+
+/// Writes the records of a plant; returns their number.
+fn sensors(
+    arguments: &Arguments,
+    generator: &GeneratorConfig,
+    records: &Records,
+) -> anyhow::Result<u64> {
+    let mut target = Target::open(arguments, |folder| {
+        let format = match arguments.format {
+            FolderFormat::Json => Format::Json,
+            FolderFormat::Csv => Format::Csv,
+        };
+        RecordFolder::create(folder, records, format).map(Box::new)
+    })?;
+    let mut fault_file = FaultFile::of(arguments)?;
+    let mut source = GeneratorSource::new(generator, &records.channels, 0);
     let faults = source.faults();
     let mut written = 0;
     loop {
@@ -118,7 +125,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             std::mem::take(&mut *faults.lock().unwrap_or_else(PoisonError::into_inner));
         match &mut target {
             Target::Topic(topic) => {
-                for (key, payload) in json_messages(&decoded.records, &pipeline.records) {
+                for (key, payload) in json_messages(&decoded.records, records) {
                     topic.send(key, &payload)?;
                 }
             }
@@ -130,19 +137,64 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let Some(file) = &mut fault_file {
             file.write(&new_faults)?;
         }
-        written += decoded.records.num_rows();
+        written += decoded.records.num_rows() as u64;
     }
     match target {
         Target::Topic(topic) => topic.finish()?,
         Target::Folder(folder) => folder.finish()?,
     }
-    eprintln!("wrote {written} records to {} in {:.1?}", arguments.to, began.elapsed());
-    Ok(())
+    Ok(written)
 }
 
-enum Target {
+/// Writes messages of another kind; returns their number.
+fn messages<M: MessageStream>(arguments: &Arguments, mut stream: M) -> anyhow::Result<u64> {
+    let mut target = Target::open(arguments, |folder| MessageFolder::create(folder, M::FILE))?;
+    let mut fault_file = FaultFile::of(arguments)?;
+    let mut schedule = Schedule::new(arguments.rate, arguments.count);
+    let mut written = 0;
+    while let Some(due) = schedule.wait() {
+        for _ in 0..due {
+            let (key, payload) = stream.next_message();
+            match &mut target {
+                Target::Topic(topic) => topic.send(key.as_bytes(), payload)?,
+                Target::Folder(folder) => folder.write(payload)?,
+            }
+        }
+        let new_faults = stream.take_faults();
+        if let Target::Folder(folder) = &mut target {
+            folder.write_faults(&new_faults)?;
+        }
+        if let Some(file) = &mut fault_file {
+            file.write(&new_faults)?;
+        }
+        written += due as u64;
+    }
+    match target {
+        Target::Topic(topic) => topic.finish()?,
+        Target::Folder(folder) => folder.finish()?,
+    }
+    Ok(written)
+}
+
+enum Target<F> {
     Topic(RecordTopic),
-    Folder(Box<RecordFolder>),
+    Folder(F),
+}
+
+impl<F> Target<F> {
+    /// What `--to` says, where `create` makes a folder.
+    fn open(
+        arguments: &Arguments,
+        create: impl FnOnce(&Path) -> Result<F, SourceError>,
+    ) -> anyhow::Result<Self> {
+        match arguments.to.strip_prefix("kafka://") {
+            Some(address) => Ok(Self::Topic(RecordTopic::connect(address)?)),
+            None if arguments.count == 0 => {
+                bail!(Usage("--count: a folder needs an end, such as --count 100000".to_owned()));
+            }
+            None => Ok(Self::Folder(create(Path::new(&arguments.to))?)),
+        }
+    }
 }
 
 /// A topic that records are produced to.
@@ -239,12 +291,17 @@ struct FaultFile {
 }
 
 impl FaultFile {
+    /// What `--faults` names.
+    fn of(arguments: &Arguments) -> anyhow::Result<Option<Self>> {
+        arguments.faults.as_deref().map(Self::create).transpose()
+    }
+
     fn create(path: &Path) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), out: BufWriter::new(file) })
     }
 
-    fn write(&mut self, faults: &[Fault]) -> anyhow::Result<()> {
+    fn write(&mut self, faults: &[impl Serialize]) -> anyhow::Result<()> {
         for fault in faults {
             serde_json::to_writer(&mut self.out, fault)?;
             self.out.write_all(b"\n").with_context(|| self.path.display().to_string())?;

@@ -1,15 +1,20 @@
-//! Generated records: a plant of seasonal machines with injected, recorded faults.
+//! Generated records, with injected, recorded faults: a plant of seasonal machines, and messages
+//! of other kinds.
 //!
 //! | file | what it is |
 //! | --- | --- |
 //! | `machine.rs` | the signal of one machine, and what its faults do to it |
 //! | `fault.rs` | kinds of faults, when they come and how large they are |
 //! | `plant.rs` | [`Plant`]: all machines interleaved, as record batches |
+//! | `messages.rs` | [`MessageStream`]: kinds that are made as bytes, and a folder of them |
+//! | `logs.rs` | log lines of a few hosts |
 //! | `pace.rs` | records a second in real time |
 //! | `write.rs` | records as JSON messages, JSON lines and CSV |
 
 mod fault;
+mod logs;
 mod machine;
+mod messages;
 mod pace;
 mod plant;
 mod write;
@@ -18,6 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use fault::{Fault, FaultKind};
+pub use logs::{LogFault, LogFaultKind, LogLines};
+pub use messages::{MessageFolder, MessageStream};
+pub use pace::Schedule;
 pub use plant::{EPOCH, Plant};
 pub use write::{RecordFolder, json_messages, write_csv, write_json_lines};
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::BATCH;
+
 /// Records are handed out together that fall due within this time.
 const TOGETHER: f64 = 0.02;
 /// A plant that was held up catches up on this much time, in seconds.
@@ -17,6 +19,41 @@ pub(super) struct Pace {
     most: usize,
     credit: f64,
     last: Instant,
+}
+
+/// When records are due: so many a second, so many in all.
+pub struct Schedule {
+    pace: Option<Pace>,
+    /// Still to come; `None`: without end.
+    remaining: Option<u64>,
+}
+
+impl Schedule {
+    /// `rate` records a second from now on, 0 for as fast as they are taken; `count` in all, 0 for
+    /// without end.
+    pub fn new(rate: f64, count: u64) -> Self {
+        Self {
+            pace: (rate > 0.0).then(|| Pace::new(rate, BATCH, Instant::now())),
+            remaining: (count > 0).then_some(count),
+        }
+    }
+
+    /// Waits until records are due; returns how many, `None` at the end.
+    pub fn wait(&mut self) -> Option<usize> {
+        if self.remaining == Some(0) {
+            return None;
+        }
+        let mut due = BATCH;
+        if let Some(pace) = &mut self.pace {
+            std::thread::sleep(pace.wait(Instant::now()));
+            due = pace.take(Instant::now());
+        }
+        if let Some(remaining) = &mut self.remaining {
+            due = due.min(usize::try_from(*remaining).unwrap_or(usize::MAX));
+            *remaining -= due as u64;
+        }
+        Some(due)
+    }
 }
 
 impl Pace {
@@ -90,6 +127,14 @@ mod tests {
         let mut pace = Pace::new(100.0, 4096, start);
 
         assert_eq!(pace.take(start + Duration::from_secs(3600)), 100);
+    }
+
+    #[test]
+    fn a_schedule_hands_out_its_count_in_batches_and_ends() {
+        let mut schedule = Schedule::new(0.0, 5000);
+        let due: Vec<usize> = std::iter::from_fn(|| schedule.wait()).collect();
+        assert_eq!(due, [4096, 904]);
+        assert_eq!(schedule.wait(), None);
     }
 
     #[test]
