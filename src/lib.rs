@@ -36,4 +36,5 @@ pub mod score;
 pub mod sink;
 pub mod source;
 pub mod telemetry;
+pub mod templates;
 pub mod window;

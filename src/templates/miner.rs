@@ -1,0 +1,328 @@
+//! Templates of lines, mined as lines come.
+//!
+//! Drain (He et al. 2017, "Drain: An Online Log Parsing Approach with Fixed Depth Tree"): a line is
+//! led by its number of tokens and its first tokens to a few templates, and belongs to the most
+//! similar one if that is similar enough; where the two differ, the template has a parameter from
+//! then on. Two things are other than in the paper. Positions where both line and template have
+//! nothing but a parameter say nothing about whether they are alike and do not count. And templates
+//! are bounded in number: beyond it, the one that was met least recently goes.
+
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+
+use super::mask::{Line, MASK, Token, hash, mixed};
+
+/// Templates of a lane; the least recently met ones beyond it are forgotten.
+pub const MAX_TEMPLATES: usize = 2048;
+/// First tokens that lead a line to its templates.
+const DEPTH: usize = 2;
+/// Different tokens at one place of the way; further ones go where parameters go.
+const MAX_CHILDREN: usize = 100;
+/// Least share of the positions that tell anything at which line and template agree.
+const SIMILARITY: f64 = 0.7;
+
+const MASK_HASH: u64 = hash(MASK.as_bytes());
+/// Lines after which one counts `1/e` of what it did.
+const HORIZON: f64 = 16_384.0;
+/// Weight of the last parameter in a template's share of new values, and the least such share.
+const RECENT_VALUE: f32 = 0.05;
+const FEWEST_NEW: f32 = 0.01;
+
+/// The templates of one lane.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Saved", into = "Saved")]
+pub struct Miner {
+    saved: Saved,
+    /// Templates by the way to them.
+    leaves: FxHashMap<u64, Vec<usize>>,
+    /// Per place on the way, the tokens that lead on from there and the templates behind each.
+    children: FxHashMap<u64, FxHashMap<u64, usize>>,
+    by_id: FxHashMap<u64, usize>,
+}
+
+/// What the rest of a [`Miner`] follows from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Saved {
+    /// Lines read.
+    lines: u64,
+    /// Id of the next template.
+    next: u64,
+    templates: Vec<Template>,
+}
+
+/// What is known of a template.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Template {
+    /// Its number, the first of its lane being 0. No other template of the lane ever has it.
+    pub id: u64,
+    /// Lines that belonged to it.
+    pub count: u64,
+    tokens: Vec<Box<str>>,
+    #[serde(skip)]
+    hashes: Vec<u64>,
+    /// First tokens that were led where parameters go, though they are none.
+    detours: [bool; DEPTH],
+    /// Number of its first line and of its last one.
+    first: u64,
+    last: u64,
+    /// Lines, those longer ago counting less, as of the last one.
+    weight: f64,
+    /// Values of parameters that were met, each a bit.
+    values: [u64; 4],
+    /// Share of parameters with a new value, of late.
+    new_values: f32,
+}
+
+/// What a line is, by all lines before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    /// Id of the template that it belongs to.
+    pub id: u64,
+    /// `-ln` of the template's share of late.
+    pub rarity: f32,
+    /// `ln` of how many times as old as the template the lane is, in lines.
+    pub novelty: f32,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// `-ln` of how often a parameter of the template has a new value, where one has; else 0.
+    pub new_parameter: f32,
+}
+
+impl Miner {
+    /// Finds the template of a line, or begins one; then learns from the line.
+    pub fn read(&mut self, line: &Line) -> Found {
+        let (leaf, detours) = self.way(line.tokens());
+        let slot = self.most_similar(leaf, line).unwrap_or_else(|| self.begin(line, detours));
+        let now = self.saved.lines;
+        self.saved.lines += 1;
+        let template = &mut self.saved.templates[slot];
+        let weight =
+            template.weight * (-(now.saturating_sub(template.last) as f64) / HORIZON).exp();
+        let total = HORIZON * (1.0 - (-(now as f64) / HORIZON).exp());
+        let age = now.saturating_sub(template.first);
+        template.generalise(line);
+        let (parameters, new_parameter) = template.meet_values(line.tokens());
+        template.weight = weight + 1.0;
+        template.last = now;
+        template.count += 1;
+        Found {
+            id: template.id,
+            // A template that was never met counts as half a line.
+            rarity: ((total + 1.0) / (weight + 0.5)).ln().max(0.0) as f32,
+            novelty: ((1 + now) as f64 / (1 + age) as f64).ln() as f32,
+            parameters,
+            new_parameter,
+        }
+    }
+
+    /// The template `id`, if it is still known.
+    pub fn template(&self, id: u64) -> Option<&Template> {
+        self.by_id.get(&id).map(|slot| &self.saved.templates[*slot])
+    }
+
+    /// All templates, by their ids.
+    pub fn templates(&self) -> Vec<&Template> {
+        let mut templates: Vec<&Template> = self.saved.templates.iter().collect();
+        templates.sort_unstable_by_key(|template| template.id);
+        templates
+    }
+
+    /// Where a line is led, and which of its first tokens take a detour because there are too many
+    /// others.
+    fn way(&self, tokens: &[Token]) -> (u64, [bool; DEPTH]) {
+        let mut place = first_place(tokens.len());
+        let mut detours = [false; DEPTH];
+        for (token, detour) in tokens.iter().zip(&mut detours) {
+            let children = self.children.get(&place);
+            let is_known = children.is_some_and(|children| children.contains_key(&token.hash));
+            *detour = !is_known && children.is_some_and(|children| children.len() >= MAX_CHILDREN);
+            place = next_place(place, if *detour { MASK_HASH } else { token.hash });
+        }
+        (place, detours)
+    }
+
+    /// The template that is most like `line`, if any is enough so. Of equals, the one with most
+    /// parameters, then the oldest.
+    fn most_similar(&self, leaf: u64, line: &Line) -> Option<usize> {
+        let mut best: Option<((f64, usize, std::cmp::Reverse<u64>), usize)> = None;
+        for &slot in self.leaves.get(&leaf)? {
+            let template = &self.saved.templates[slot];
+            let Some((similarity, parameters)) = template.similarity(line.tokens()) else {
+                continue;
+            };
+            let rank = (similarity, parameters, std::cmp::Reverse(template.id));
+            if similarity >= SIMILARITY && best.is_none_or(|(most, _)| rank > most) {
+                best = Some((rank, slot));
+            }
+        }
+        best.map(|(_, slot)| slot)
+    }
+
+    fn begin(&mut self, line: &Line, detours: [bool; DEPTH]) -> usize {
+        let tokens = line.tokens();
+        let template = Template {
+            id: self.saved.next,
+            count: 0,
+            tokens: tokens.iter().map(|token| line.text(token).into()).collect(),
+            hashes: tokens.iter().map(|token| token.hash).collect(),
+            detours,
+            first: self.saved.lines,
+            last: self.saved.lines,
+            weight: 0.0,
+            values: [0; 4],
+            new_values: 1.0,
+        };
+        self.saved.next += 1;
+        let slot = if self.saved.templates.len() < MAX_TEMPLATES {
+            self.saved.templates.push(template);
+            self.saved.templates.len() - 1
+        } else {
+            let slot = self.forget_oldest();
+            self.saved.templates[slot] = template;
+            slot
+        };
+        self.enter(slot);
+        slot
+    }
+
+    /// Takes the least recently met template out of all indices; returns its slot.
+    fn forget_oldest(&mut self) -> usize {
+        let templates = self.saved.templates.iter().enumerate();
+        let slot = templates.min_by_key(|(_, template)| template.last).map_or(0, |(slot, _)| slot);
+        let template = &self.saved.templates[slot];
+        self.by_id.remove(&template.id);
+        let leaf = template.steps(|place, step| {
+            if let Some(children) = self.children.get_mut(&place) {
+                match children.get_mut(&step) {
+                    Some(behind) if *behind > 1 => *behind -= 1,
+                    _ => drop(children.remove(&step)),
+                }
+                if children.is_empty() {
+                    self.children.remove(&place);
+                }
+            }
+        });
+        if let Some(slots) = self.leaves.get_mut(&leaf) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.leaves.remove(&leaf);
+            }
+        }
+        slot
+    }
+
+    /// Enters the template at `slot` into all indices.
+    fn enter(&mut self, slot: usize) {
+        let template = &self.saved.templates[slot];
+        self.by_id.insert(template.id, slot);
+        let leaf = template.steps(|place, step| {
+            *self.children.entry(place).or_default().entry(step).or_default() += 1;
+        });
+        self.leaves.entry(leaf).or_default().push(slot);
+    }
+}
+
+impl From<Saved> for Miner {
+    fn from(mut saved: Saved) -> Self {
+        for template in &mut saved.templates {
+            let hashes = template.tokens.iter().map(|token| hash(token.as_bytes()));
+            template.hashes = hashes.collect();
+        }
+        let mut miner = Self { saved, ..Self::default() };
+        (0..miner.saved.templates.len()).for_each(|slot| miner.enter(slot));
+        miner
+    }
+}
+
+impl From<Miner> for Saved {
+    fn from(miner: Miner) -> Self {
+        miner.saved
+    }
+}
+
+impl Template {
+    /// Its tokens, those that are parameters as [`MASK`], with blanks between.
+    pub fn text(&self) -> String {
+        self.tokens.join(" ")
+    }
+
+    /// Hashes of its tokens that are not parameters.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        self.hashes.iter().copied().filter(|hash| *hash != MASK_HASH)
+    }
+
+    /// Share of the positions that tell anything at which it agrees with a line, and the number of
+    /// its parameters; `None` if they differ in length.
+    fn similarity(&self, tokens: &[Token]) -> Option<(f64, usize)> {
+        if self.hashes.len() != tokens.len() {
+            return None;
+        }
+        let (mut same, mut silent, mut parameters) = (0_u32, 0, 0);
+        for (own, token) in self.hashes.iter().zip(tokens) {
+            let is_parameter = *own == MASK_HASH;
+            parameters += usize::from(is_parameter);
+            if *own == token.hash {
+                same += u32::from(!is_parameter);
+                silent += usize::from(is_parameter);
+            }
+        }
+        let telling = tokens.len() - silent;
+        let similarity = if telling == 0 { 1.0 } else { f64::from(same) / telling as f64 };
+        Some((similarity, parameters))
+    }
+
+    /// Makes a parameter of each token that a line has not.
+    fn generalise(&mut self, line: &Line) {
+        for (at, token) in line.tokens().iter().enumerate() {
+            if self.hashes[at] != token.hash {
+                self.hashes[at] = MASK_HASH;
+                self.tokens[at] = MASK.into();
+            }
+        }
+    }
+
+    /// Looks at the parameters of a line and keeps their values in mind. Returns their number, and
+    /// how surprising the new ones are.
+    fn meet_values(&mut self, tokens: &[Token]) -> (usize, f32) {
+        let (mut parameters, mut surprise) = (0, 0.0_f32);
+        for (at, token) in tokens.iter().enumerate() {
+            if !token.has_mask && self.hashes[at] != MASK_HASH {
+                continue;
+            }
+            parameters += 1;
+            let bit = mixed(token.raw ^ at as u64) % 256;
+            let word = &mut self.values[(bit / 64) as usize];
+            let is_new = *word & (1 << (bit % 64)) == 0;
+            *word |= 1 << (bit % 64);
+            if is_new {
+                surprise = surprise.max(-self.new_values.max(FEWEST_NEW).ln());
+            }
+            self.new_values += RECENT_VALUE * (f32::from(u8::from(is_new)) - self.new_values);
+        }
+        // Beyond half, bits are too often set by chance.
+        if self.values.iter().map(|word| word.count_ones()).sum::<u32>() > 128 {
+            self.values = [0; 4];
+        }
+        (parameters, surprise)
+    }
+
+    /// Tells `visit` of each step on the way to it, a place and the token that leads on; returns
+    /// where the way ends.
+    fn steps(&self, mut visit: impl FnMut(u64, u64)) -> u64 {
+        let mut place = first_place(self.hashes.len());
+        for (hash, detour) in self.hashes.iter().zip(self.detours) {
+            let step = if detour { MASK_HASH } else { *hash };
+            visit(place, step);
+            place = next_place(place, step);
+        }
+        place
+    }
+}
+
+fn first_place(tokens: usize) -> u64 {
+    mixed(tokens as u64)
+}
+
+fn next_place(place: u64, step: u64) -> u64 {
+    mixed(place.rotate_left(17) ^ step)
+}

@@ -1,0 +1,5 @@
+//! draft
+mod mask;
+mod miner;
+pub use mask::{Line, MASK};
+pub use miner::{Found, MAX_TEMPLATES, Miner, Template};
