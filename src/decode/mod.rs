@@ -18,6 +18,8 @@ mod error;
 mod groups;
 mod json;
 mod time;
+#[allow(dead_code)]
+mod units;
 
 use std::ops::Range;
 use std::sync::Arc;
