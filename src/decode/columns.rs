@@ -19,7 +19,9 @@ use arrow::datatypes::{
 use rustc_hash::FxHashMap;
 
 use super::error::DecodeError;
+use super::pseudonym::Pseudonyms;
 use super::time::TimeRule;
+use super::units::Conversion;
 use super::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, TIME_COLUMN, groups, log_schema, records_schema};
 use crate::config::{Channel, Inputs, Layout, Records};
 
@@ -73,6 +75,11 @@ pub(crate) trait Row {
 
     /// The names of the fields it has, for a person.
     fn found(&self) -> String;
+
+    /// Where in its message it is, where that holds several: nothing, or a path and a colon.
+    fn place(&self) -> &str {
+        ""
+    }
 }
 
 /// Which fields a record has and what they mean, from `[records]`.
@@ -88,8 +95,10 @@ pub(crate) struct RowRules {
     /// Whether a field holds the unit (long) or the severity (log).
     has_extra: bool,
     channels: Vec<ChannelRule>,
-    /// Position of each channel by the codes that stand for it.
-    by_code: FxHashMap<String, usize>,
+    /// Channels by the codes that stand for them.
+    by_code: FxHashMap<String, Code>,
+    /// Takes the keys' place, if it is to.
+    pseudonyms: Option<Pseudonyms>,
     times: TimeRule,
     inputs: Inputs,
     /// Values out of their channel's bounds since they were last asked for.
@@ -105,9 +114,18 @@ struct ChannelRule {
     bounds: Option<(f32, f32)>,
 }
 
+/// What a code stands for.
+#[derive(Debug)]
+struct Code {
+    channel: usize,
+    /// From the unit of a row to the channel's.
+    conversion: Option<Conversion>,
+}
+
 /// Beyond [`RowRules::first`], `layout = "long"`: the channel's code, its value, the value's unit.
 const CODE: usize = 0;
 const VALUE: usize = 1;
+const UNIT: usize = 2;
 /// `layout = "log"`: the text and its severity.
 const MESSAGE: usize = 0;
 const SEVERITY: usize = 1;
@@ -147,10 +165,14 @@ impl RowRules {
             .map(|name| ChannelRule { name: name.clone(), bounds: bounds_of(rule(name)) })
             .collect();
         let mut by_code = FxHashMap::default();
-        for (at, name) in records.channels.iter().enumerate() {
-            match rule(name).map(|rule| rule.codes.as_slice()) {
-                None | Some([]) => drop(by_code.insert(name.clone(), at)),
-                Some(codes) => by_code.extend(codes.iter().map(|code| (code.clone(), at))),
+        for (channel, name) in records.channels.iter().enumerate() {
+            let codes = match rule(name).map(|rule| rule.codes.as_slice()) {
+                None | Some([]) => std::slice::from_ref(name),
+                Some(codes) => codes,
+            };
+            for code in codes {
+                let conversion = conversion(records, name, code)?;
+                by_code.insert(code.clone(), Code { channel, conversion });
             }
         }
         let is_log = records.layout == Layout::Log;
@@ -182,6 +204,7 @@ impl RowRules {
             fields,
             channels,
             by_code,
+            pseudonyms: records.key_hash.as_ref().map(Pseudonyms::new),
             inputs: records.inputs(),
         })
     }
@@ -205,6 +228,16 @@ impl RowRules {
     /// Whether a field of the record holds its time.
     pub fn has_time(&self) -> bool {
         self.time.is_some()
+    }
+
+    /// Whether a channel has this code (`layout = "long"`).
+    pub fn has_code(&self, code: &str) -> bool {
+        self.by_code.contains_key(code)
+    }
+
+    /// What takes the place of keys, if anything is to.
+    pub fn pseudonyms(&self) -> Option<&Pseudonyms> {
+        self.pseudonyms.as_ref()
     }
 
     /// Whether `field` is text by its meaning: the key, the name of a channel, a unit, a line.
@@ -257,6 +290,19 @@ impl RowRules {
         }
         Ok(absent_channels)
     }
+}
+
+/// From the units that rows of `code` come with to that of their channel, where both are named.
+fn conversion(
+    records: &Records,
+    channel: &str,
+    code: &str,
+) -> Result<Option<Conversion>, DecodeError> {
+    let unit = records.channel.get(channel).and_then(|rule| rule.unit.as_ref());
+    let Some(unit) = unit.filter(|_| records.unit.is_some()) else { return Ok(None) };
+    let conversion = Conversion::new(unit, &[code, channel]);
+    let error = || DecodeError::Unit { channel: channel.to_owned(), found: unit.clone() };
+    conversion.ok_or_else(error).map(Some)
 }
 
 fn bounds_of(channel: Option<&Channel>) -> Option<(f32, f32)> {
@@ -341,6 +387,11 @@ impl<'a> RowBuilder<'a> {
         }
     }
 
+    /// Adds a row that nobody asked for.
+    pub fn skip(&mut self) {
+        self.leave_out(None);
+    }
+
     /// Adds a row that is no record because of `reason`.
     pub fn refuse(&mut self, reason: &str) {
         self.leave_out(Some(reason));
@@ -373,13 +424,14 @@ impl<'a> RowBuilder<'a> {
             Layout::Long => {
                 let code = text_of(row.cell(first + CODE))
                     .ok_or_else(|| refusal(row, rules, first + CODE, "the name of a channel"))?;
-                let Some(&channel) = rules.by_code.get(code) else { return Ok(None) };
+                let Some(code) = rules.by_code.get(code) else { return Ok(None) };
                 let value = row.cell(first + VALUE);
                 let number = (value != Cell::Absent).then(|| number_of(value)).flatten();
                 self.values.fill(f32::NAN);
                 let number =
                     number.ok_or_else(|| refusal(row, rules, first + VALUE, "a number"))?;
-                self.values[channel] = self.within_bounds(channel, number);
+                let number = in_unit_of_channel(row, rules, code, number)?;
+                self.values[code.channel] = self.within_bounds(code.channel, number);
             }
             Layout::Log => {
                 text = text_of(row.cell(first + MESSAGE));
@@ -502,13 +554,37 @@ fn severity_of(cell: Cell<'_>) -> f32 {
     number.filter(|number| (0.0..=most).contains(number)).map_or(f32::NAN, |number| most - number)
 }
 
+/// `number` in the unit of its channel; as it is where a unit is not named.
+fn in_unit_of_channel(
+    row: &impl Row,
+    rules: &RowRules,
+    code: &Code,
+    number: f32,
+) -> Result<f32, String> {
+    let Some(conversion) = code.conversion.as_ref().filter(|_| rules.has_extra) else {
+        return Ok(number);
+    };
+    let field = rules.first + UNIT;
+    match row.cell(field) {
+        Cell::Absent | Cell::Null => Ok(number),
+        Cell::Text(unit) if unit.trim().is_empty() => Ok(number),
+        Cell::Text(unit) if number.is_finite() => conversion
+            .convert(f64::from(number), unit.trim())
+            .map(|converted| converted as f32)
+            .ok_or_else(|| refusal(row, rules, field, "a unit that converts to the channel's")),
+        Cell::Text(_) => Ok(number),
+        _ => Err(refusal(row, rules, field, "a unit, as text")),
+    }
+}
+
 fn refusal(row: &impl Row, rules: &RowRules, field: usize, expected: &str) -> String {
-    let name = &rules.fields[field];
+    let (place, name) = (row.place(), &rules.fields[field]);
     match row.cell(field) {
         Cell::Absent => {
-            format!("field \"{name}\": expected {expected}, found the fields {}", row.found())
+            let found = row.found();
+            format!("{place}field \"{name}\": expected {expected}, found the fields {found}")
         }
-        cell => format!("field \"{name}\": expected {expected}, found {cell}"),
+        cell => format!("{place}field \"{name}\": expected {expected}, found {cell}"),
     }
 }
 
@@ -517,7 +593,7 @@ fn key_of<'r>(row: &'r impl Row, rules: &RowRules, field: usize) -> Result<&'r s
         .ok_or_else(|| refusal(row, rules, field, "a key, as text or a number"))?;
     check_key(key)
         .map(|()| key)
-        .map_err(|reason| format!("field \"{}\": {reason}", rules.fields[field]))
+        .map_err(|reason| format!("{}field \"{}\": {reason}", row.place(), rules.fields[field]))
 }
 
 /// Refuses a key that is empty or unreasonably long.
@@ -623,6 +699,10 @@ impl Rows {
         // What is null in a row left out is filled: the schema allows no nulls, and the filter
         // takes the row away.
         let keys = if kept.false_count() == 0 { keys } else { without_nulls(&keys) };
+        let keys = match &rules.pseudonyms {
+            Some(pseudonyms) => pseudonyms.of_all(&keys),
+            None => keys,
+        };
         let times = TimestampMicrosecondArray::new(times.values().clone(), None);
         let mut columns: Vec<ArrayRef> =
             vec![Arc::new(keys), Arc::new(times.with_timezone("UTC")), Arc::new(offsets)];

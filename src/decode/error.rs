@@ -24,6 +24,12 @@ pub enum DecodeError {
     /// No format that a time could be read from.
     #[error("records.time_format: expected {expected}")]
     TimeFormat { expected: &'static str },
+    /// Values cannot be converted to it.
+    #[error(
+        "records.channel.{channel}.unit: expected a unit such as \"mmol/L\", \"Cel\" or \
+         \"mm[Hg]\", found {found:?}"
+    )]
+    Unit { channel: String, found: String },
     /// Two meanings for one field.
     #[error("records: field \"{name}\" is named twice")]
     RepeatedField { name: String },

@@ -15,10 +15,11 @@
 pub(crate) mod columns;
 pub(crate) mod csv;
 mod error;
+mod fhir;
 mod groups;
 mod json;
+mod pseudonym;
 mod time;
-#[allow(dead_code)]
 mod units;
 
 use std::ops::Range;
@@ -116,6 +117,7 @@ pub struct Decoder {
 enum FormatDecoder {
     Json(json::Json),
     Csv(Box<csv::Csv>),
+    Fhir(fhir::Fhir),
 }
 
 /// Why messages could not be decoded together.
@@ -132,19 +134,22 @@ impl Decoder {
     /// # Errors
     /// If no record could satisfy these settings.
     pub fn new(records: &Records, encoding: &Encoding) -> Result<Self, DecodeError> {
-        let rules = Arc::new(RowRules::new(records)?);
-        let format = match encoding.format.unwrap_or_default() {
+        let format = encoding.format.unwrap_or_default();
+        let rules = Arc::new(match format {
+            Format::Fhir => RowRules::new(&fhir::records(records))?,
+            _ => RowRules::new(records)?,
+        });
+        let format = match format {
             Format::Json => {
                 FormatDecoder::Json(json::Json::new(Arc::clone(&rules), encoding.json.envelope))
             }
             Format::Csv => {
                 FormatDecoder::Csv(Box::new(csv::Csv::new(Arc::clone(&rules), &encoding.csv)?))
             }
-            format @ (Format::Avro
-            | Format::Arrow
-            | Format::Log
-            | Format::Fhir
-            | Format::Parquet) => return Err(DecodeError::Format { found: format }),
+            Format::Fhir => FormatDecoder::Fhir(fhir::Fhir::new(Arc::clone(&rules), records)),
+            format @ (Format::Avro | Format::Arrow | Format::Log | Format::Parquet) => {
+                return Err(DecodeError::Format { found: format });
+            }
         };
         Ok(Self { rules, format })
     }
@@ -180,6 +185,7 @@ impl Decoder {
         let dead_letters = refused
             .chunk_by(|one, other| one.0 == other.0)
             .map(|reasons| dead_letter(lane, messages.get(reasons[0].0), in_short(reasons)))
+            .map(|letter| withheld(&self.rules, letter))
             .collect();
         let out_of_range = self.rules.take_out_of_range();
         Ok(Decoded { records, dead_letters, skipped, out_of_range })
@@ -199,6 +205,7 @@ impl Decoder {
             let decoded = match &mut self.format {
                 FormatDecoder::Json(json) => json.decode(messages, range.clone()),
                 FormatDecoder::Csv(csv) => csv.decode(messages, range.clone()),
+                FormatDecoder::Fhir(fhir) => fhir.decode(messages, range.clone()),
             };
             match decoded {
                 Ok(Rows { batch, messages }) => {
@@ -315,6 +322,14 @@ fn dead_letter(lane: &Lane, message: Message<'_>, reason: String) -> DeadLetter 
         headers: message.headers.to_vec(),
         stage: "decode",
         reason,
+    }
+}
+
+/// What may leave the process of a letter: all of it, or what `records.key_hash` leaves.
+pub(crate) fn withheld(rules: &RowRules, letter: DeadLetter) -> DeadLetter {
+    match rules.pseudonyms() {
+        Some(pseudonyms) => pseudonyms.withhold(letter),
+        None => letter,
     }
 }
 

@@ -21,43 +21,19 @@ pub(crate) struct Conversion {
     known: FxHashMap<&'static str, Line>,
 }
 
-/// Why values cannot be converted to a unit.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnitError {
-    /// Neither UCUM nor a common spelling.
-    #[error("expected a unit such as \"mmol/L\", \"Cel\" or \"mm[Hg]\", found \"{found}\"")]
-    Unknown { found: String },
-    /// A mass of one is another amount than a mass of the other.
-    #[error("expected codes of one substance, found {first} and {second}")]
-    Substances { first: &'static str, second: &'static str },
-}
-
 impl Conversion {
-    /// Converts to `target`. Of `codes` (LOINC) those that are known tell the substance, without
-    /// which mass and amount of substance do not convert into each other.
-    ///
-    /// # Errors
-    /// If `target` is no unit, or the codes are of several substances.
-    pub fn new(target: &str, codes: &[String]) -> Result<Self, UnitError> {
-        let unknown = || UnitError::Unknown { found: target.to_owned() };
-        let unit = Reading::ALL.iter().find_map(|reading| reading.parse(target));
-        let unit = unit.ok_or_else(unknown)?;
-        let mut analyte: Option<&'static Analyte> = None;
-        for next in codes.iter().filter_map(|code| Analyte::of(code)) {
-            match analyte {
-                Some(first) if first.name != next.name => {
-                    return Err(UnitError::Substances { first: first.name, second: next.name });
-                }
-                _ => analyte = Some(next),
-            }
-        }
+    /// Converts to `target`; `None` if that is no unit. The first of `substances`, LOINC codes or
+    /// names, that is known tells how mass and amount of substance convert into each other.
+    pub fn new(target: &str, substances: &[&str]) -> Option<Self> {
+        let unit = Reading::ALL.iter().find_map(|reading| reading.parse(target))?;
+        let analyte = substances.iter().find_map(|code| Analyte::of(code));
         let mut conversion = Self { target: unit, analyte, known: FxHashMap::default() };
         for spelling in COMMON {
             if let Some(line) = conversion.line(spelling) {
                 conversion.known.insert(spelling, line);
             }
         }
-        Ok(conversion)
+        Some(conversion)
     }
 
     /// `value`, which is in `from`, in the target unit. `None` if `from` is no unit, or one that
@@ -67,7 +43,7 @@ impl Conversion {
             Some(line) => *line,
             None => self.line(from)?,
         };
-        let converted = value.mul_add(line.factor, line.offset);
+        let converted = value * line.factor + line.offset;
         converted.is_finite().then_some(converted)
     }
 
@@ -212,13 +188,14 @@ impl Reading {
         if text.len() > MAX_BYTES {
             return None;
         }
-        match self {
-            Self::Ucum => Parser { rest: text, custom: false }.whole(),
-            Self::Custom => Parser { rest: &customary(text), custom: true }.whole(),
-            Self::CustomInAnyCase => {
-                Parser { rest: &customary(text).to_lowercase(), custom: true }.whole()
-            }
-        }
+        let text = match self {
+            Self::Ucum => return Parser { rest: text, custom: false }.whole(),
+            Self::Custom => customary(text),
+            Self::CustomInAnyCase => customary(text).to_lowercase(),
+        };
+        let unit = Parser { rest: &text, custom: true }.whole()?;
+        // Thousands of nothing are no unit: K alone is kelvin.
+        (unit.powers != Unit::ONE.powers || unit.scale <= 1.0).then_some(unit)
     }
 }
 
@@ -753,7 +730,7 @@ mod tests {
     use super::*;
 
     fn convert(value: f64, from: &str, to: &str, code: &str) -> Option<f64> {
-        Conversion::new(to, &[code.to_owned()]).unwrap().convert(value, from)
+        Conversion::new(to, &[code]).unwrap().convert(value, from)
     }
 
     /// Conversion factors as the AMA Manual of Style and the appendices of clinical textbooks print
@@ -926,27 +903,23 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_no_unit_or_codes_of_two_substances_are_refused() {
-        let error = |target: &str, codes: &[&str]| {
-            let codes: Vec<String> = codes.iter().map(|code| (*code).to_owned()).collect();
-            Conversion::new(target, &codes).unwrap_err().to_string()
-        };
-        assert_eq!(
-            error("parsecs/fortnight", &[]),
-            "expected a unit such as \"mmol/L\", \"Cel\" or \"mm[Hg]\", found \
-             \"parsecs/fortnight\""
-        );
-        assert_eq!(
-            error("mmol/L", &["3094-0", "x", "3091-6"]),
-            "expected codes of one substance, found urea nitrogen and urea"
-        );
-        assert!(Conversion::new("mmol/L", &["2345-7".into(), "glucose".into()]).is_ok());
+    fn the_first_code_or_name_that_is_known_tells_the_substance() {
+        for (substances, expected) in [
+            (["3094-0", "urea"], 0.35697),
+            (["3091-6", "urea nitrogen"], 0.16651),
+            (["local", "Urea"], 0.16651),
+            (["local", "glucose"], 0.05551),
+        ] {
+            let found = Conversion::new("mmol/L", &substances).unwrap().convert(1.0, "mg/dL");
+            assert!((found.unwrap() - expected).abs() < 1e-5, "{substances:?}: {found:?}");
+        }
+        assert!(Conversion::new("parsecs/fortnight", &[]).is_none());
     }
 
     #[test]
     fn every_common_spelling_is_a_unit() {
         for spelling in COMMON {
-            assert!(Conversion::new(spelling, &[]).is_ok(), "{spelling}");
+            assert!(Conversion::new(spelling, &[]).is_some(), "{spelling}");
         }
     }
 

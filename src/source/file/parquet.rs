@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use super::file_error;
 use crate::config::Records;
 use crate::decode::columns::{Cell, Row, RowBuilder, RowRules, quoted};
-use crate::decode::{DeadLetter, Decoded};
+use crate::decode::{DeadLetter, Decoded, withheld};
 use crate::source::{Lane, SourceError};
 
 /// The rows of one file.
@@ -93,7 +93,7 @@ impl ParquetRows {
         let dead_letters = rows
             .faults()
             .map(|(row, reason)| {
-                Ok(DeadLetter {
+                let letter = DeadLetter {
                     lane: lane.clone(),
                     offset: first + row as i64,
                     key: self.key.clone().map(String::into_bytes),
@@ -101,7 +101,8 @@ impl ParquetRows {
                     headers: Vec::new(),
                     stage: "decode",
                     reason: reason.to_owned(),
-                })
+                };
+                Ok(withheld(&self.rules, letter))
             })
             .collect::<Result<Vec<_>, ArrowError>>()?;
         let keys = match &self.key {
