@@ -15,7 +15,7 @@
 //! | [`runtime`] | threads, bounded channels, epochs and shutdown |
 //!
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
-//! health), [`keys`] (bounded state per key), [`objects`] (what outlives the process, in a folder or
+//! health), [`infer`] (a pipeline file for records that are looked at), [`keys`] (bounded state per key), [`objects`] (what outlives the process, in a folder or
 //! a bucket), [`evaluate`] (labelled recordings and their metrics).
 
 pub mod checkpoint;
@@ -25,6 +25,7 @@ pub mod decode;
 pub mod evaluate;
 mod faults;
 pub mod http;
+pub mod infer;
 mod kafka;
 pub mod keys;
 pub mod learner;

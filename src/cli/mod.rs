@@ -5,6 +5,7 @@ mod checkpoint;
 mod demo;
 mod evaluate;
 mod generate;
+mod init;
 mod run;
 mod service;
 
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigError;
+use crate::infer::InferError;
 use crate::runtime::RuntimeError;
 use crate::sink::SinkError;
 use crate::source::SourceError;
@@ -49,6 +51,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Write generated records with injected, recorded faults to a Kafka topic or a folder.
     Generate(generate::Arguments),
+    /// Look at records and write a pipeline file for them.
+    Init(init::Arguments),
     /// Validate a pipeline file and, with --connect, what it talks to.
     Check(check::Arguments),
     /// Look at the state that a pipeline saved: list, show, verify, export.
@@ -72,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Init(arguments) => init::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
@@ -105,6 +110,7 @@ fn message(error: &anyhow::Error) -> String {
 /// a Kafka client, or with the records described, only shows once they are used.
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
+        || error.is::<InferError>()
         || error.is::<Usage>()
         || matches!(
             error.downcast_ref(),
