@@ -237,6 +237,8 @@ fn sink(location: &str) -> ParquetSink {
         path: location.parse().unwrap(),
         partition_by: vec![PartitionColumn::Date, PartitionColumn::Key],
         roll: ByteSize::mib(128),
+        trajectories: Vec::new(),
+        stay_gap: config::TimeSpan::from_secs(86_400),
     };
     ParquetSink::open(&config, &pipeline, 2).unwrap()
 }
