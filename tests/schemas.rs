@@ -92,7 +92,7 @@ fn times_are_microseconds_everywhere() {
 fn the_sensor_schema_has_the_fields_that_the_sensor_pipeline_reads() {
     let pipeline = Pipeline::load(&file("pipelines/sensor.toml"), &[]).unwrap();
 
-    let mut fields = vec![pipeline.records.key.unwrap(), pipeline.records.time];
+    let mut fields = vec![pipeline.records.key.unwrap(), pipeline.records.time.unwrap()];
     fields.extend(pipeline.records.channels);
     assert_eq!(names(&schema("sensor.avsc")), fields);
 }

@@ -191,6 +191,11 @@ impl Decoder {
         Ok(Decoded { records, dead_letters, skipped, out_of_range })
     }
 
+    /// The dead letter of a message of `lane` that cannot be taken because of `reason`.
+    pub fn refuse(&self, lane: &Lane, message: Message<'_>, reason: String) -> DeadLetter {
+        withheld(&self.rules, dead_letter(lane, message, reason))
+    }
+
     /// Decodes what can be decoded together, splitting at each message that cannot.
     fn split(&mut self, messages: &Messages) -> Split {
         let mut split = Split::default();

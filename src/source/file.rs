@@ -4,21 +4,26 @@
 //! that no lane runs ahead of the others by more than a batch. Offsets are line numbers (the first
 //! line of a file is 1), in Parquet row numbers (the first is 1).
 
+mod input;
 mod lines;
 mod parquet;
+mod replay;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use ::arrow::array::AsArray;
 use ::arrow::datatypes::TimestampMicrosecondType;
 
-use self::lines::Lines;
+use self::input::Compression;
+use self::lines::{Damage, Lines};
 use self::parquet::ParquetRows;
-use super::{Assignment, Commit, Event, Lane, Payload, Source, SourceBatch, SourceError};
+use self::replay::Replay;
+use super::{Assignment, Commit, Event, Lane, Messages, Payload, Source, SourceBatch, SourceError};
 use crate::config::{self, Format};
 use crate::decode::{Decoded, Decoder, TIME_COLUMN};
 
@@ -34,6 +39,8 @@ pub struct FileSource {
     /// Whether the lanes have their first batch read ahead.
     started: bool,
     paused: bool,
+    /// `None`: records are handed out as fast as they are taken.
+    replay: Option<Replay>,
 }
 
 struct FileLane {
@@ -67,7 +74,13 @@ impl FileSource {
         encoding: &config::Encoding,
         positions: &BTreeMap<Lane, i64>,
     ) -> Result<Self, SourceError> {
-        let mut dialects = Dialects { records, encoding, decoders: Vec::new(), by: Vec::new() };
+        let mut dialects = Dialects {
+            records,
+            encoding,
+            decoders: Vec::new(),
+            by: Vec::new(),
+            open: Arc::default(),
+        };
         let mut lanes = Vec::new();
         let mut assignments = Vec::new();
         for (topic, path, format) in find_files(&config.path, config.format)? {
@@ -81,7 +94,7 @@ impl FileSource {
                     Reader::Parquet(Box::new(rows))
                 }
                 Format::Json | Format::Log | Format::Fhir => Reader::Text {
-                    lines: Lines::open(&path, None, key, position, batch_rows)?,
+                    lines: Lines::open(&path, None, key, position, batch_rows, &dialects.open)?,
                     decoder: dialects.decoder(&path, format, Vec::new())?,
                 },
                 Format::Avro | Format::Arrow => {
@@ -101,17 +114,24 @@ impl FileSource {
             assignments: Some(assignments),
             started: false,
             paused: false,
+            replay: (config.speed > 0.0).then(|| Replay::new(config.speed)),
         })
     }
 
     /// Reads the next batch of a lane ahead, if there is one.
     fn read_ahead(&mut self, index: usize) -> Result<(), SourceError> {
-        let lane = &mut self.lanes[index];
-        lane.ahead = lane.read(&mut self.decoders)?;
-        if let Some(SourceBatch { payload: Payload::Decoded(decoded), .. }) = &lane.ahead {
-            self.order.push(Reverse((first_time(decoded), index)));
+        if let Some(batch) = self.lanes[index].read(&mut self.decoders)? {
+            self.wait_with(index, batch);
         }
         Ok(())
+    }
+
+    /// Holds a batch of a lane until its turn comes.
+    fn wait_with(&mut self, index: usize, batch: SourceBatch) {
+        if let Payload::Decoded(decoded) = &batch.payload {
+            self.order.push(Reverse((first_time(decoded), index)));
+        }
+        self.lanes[index].ahead = Some(batch);
     }
 
     fn start(&mut self) -> Result<(), SourceError> {
@@ -138,9 +158,24 @@ impl Source for FileSource {
         if !self.started {
             self.start()?;
         }
-        let Some(Reverse((_, index))) = self.order.pop() else { return Ok(Event::End) };
-        let Some(batch) = self.lanes[index].ahead.take() else { return Ok(Event::Idle) };
-        self.read_ahead(index)?;
+        let Some(Reverse((time, index))) = self.order.peek().copied() else {
+            return Ok(Event::End);
+        };
+        // A batch without records is due at any time.
+        if let Some(replay) = self.replay.as_mut().filter(|_| time > i64::MIN) {
+            let wait = replay.until(time, Instant::now());
+            if !wait.is_zero() {
+                std::thread::sleep(wait.min(timeout));
+                return Ok(Event::Idle);
+            }
+        }
+        self.order.pop();
+        let Some(mut batch) = self.lanes[index].ahead.take() else { return Ok(Event::Idle) };
+        let rest = self.replay.as_mut().and_then(|replay| replay.cut(&mut batch, Instant::now()));
+        match rest {
+            Some(rest) => self.wait_with(index, rest),
+            None => self.read_ahead(index)?,
+        }
         Ok(Event::Batch(batch))
     }
 
@@ -170,10 +205,18 @@ impl FileLane {
             },
             Reader::Text { lines, decoder } => {
                 let messages = lines.read()?;
-                if messages.is_empty() {
+                let damage = lines.take_damage();
+                if messages.is_empty() && damage.is_none() {
                     return Ok(None);
                 }
-                (decoders[*decoder].decode(&self.lane, &messages)?, lines.next_offset())
+                let mut decoded = decoders[*decoder].decode(&self.lane, &messages)?;
+                if let Some(Damage { line, bytes, reason }) = damage {
+                    let mut cut = Messages::default();
+                    cut.push(line, None, lines.key().map(str::as_bytes), &bytes, Vec::new());
+                    let letter = decoders[*decoder].refuse(&self.lane, cut.get(0), reason);
+                    decoded.dead_letters.push(letter);
+                }
+                (decoded, lines.next_offset())
             }
         };
         Ok(Some(SourceBatch {
@@ -198,6 +241,8 @@ struct Dialects<'a> {
     decoders: Vec<Decoder>,
     /// Per decoder: its format, and the columns of its CSV files.
     by: Vec<(Format, Vec<String>)>,
+    /// Compressed files that are left open.
+    open: Arc<AtomicUsize>,
 }
 
 impl Dialects<'_> {
@@ -211,7 +256,7 @@ impl Dialects<'_> {
     ) -> Result<Reader, SourceError> {
         let delimiter = crate::decode::csv::delimiter(&self.encoding.csv)
             .map_err(|error| file_error(path, error))?;
-        let mut lines = Lines::open(path, Some(delimiter), key, position, batch_rows)?;
+        let mut lines = Lines::open(path, Some(delimiter), key, position, batch_rows, &self.open)?;
         let columns = if self.encoding.csv.columns.is_empty() {
             match lines.header(delimiter)? {
                 None => return Ok(Reader::Empty),
@@ -250,7 +295,15 @@ fn file_error(path: &Path, reason: impl ToString) -> SourceError {
 
 /// The key of a file's records where no field holds it: its path without the extension.
 fn key_of(topic: &str) -> String {
-    Path::new(topic).with_extension("").to_string_lossy().into_owned()
+    plain_name(Path::new(topic)).with_extension("").to_string_lossy().into_owned()
+}
+
+/// A file's name without what tells its compression.
+fn plain_name(path: &Path) -> PathBuf {
+    match Compression::of(path) {
+        Some(_) => path.with_extension(""),
+        None => path.to_owned(),
+    }
 }
 
 /// (topic, path, format) of every file to read, by topic.
@@ -277,12 +330,13 @@ fn find_files(
     Ok(found)
 }
 
-const EXTENSIONS: &str = ".csv, .json, .jsonl, .ndjson or .parquet";
+const EXTENSIONS: &str = ".csv, .json, .jsonl, .ndjson, .log or .parquet";
 
 fn format_of(path: &Path) -> Option<Format> {
-    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+    match plain_name(path).extension()?.to_str()?.to_ascii_lowercase().as_str() {
         "csv" => Some(Format::Csv),
         "json" | "jsonl" | "ndjson" => Some(Format::Json),
+        "log" => Some(Format::Log),
         "parquet" => Some(Format::Parquet),
         _ => None,
     }
@@ -384,6 +438,7 @@ mod tests {
             match source.poll(Duration::ZERO).unwrap() {
                 Event::Batch(batch) => batches.push(batch),
                 Event::End => break,
+                Event::Idle => std::thread::sleep(Duration::from_millis(1)),
                 other => panic!("expected a batch or the end, found {other:?}"),
             }
         }
@@ -418,6 +473,77 @@ mod tests {
             }
         }
         rows
+    }
+
+    fn gzip(text: &str) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn compressed_text_is_read_like_plain_text_from_any_line_on() {
+        let text: String = (1..=9).map(|n| format!("{n},{n},\"0\n.5\"\n")).collect();
+        let text = format!("\u{feff}t,a,note\n{text}");
+        let folder = TempDir::new().unwrap();
+        // A file of several members, as `cat a.gz b.gz` makes it.
+        let (one, other) = text.split_at(30);
+        write(&folder, "g.csv.gz", [gzip(one), gzip(other)].concat());
+        write(&folder, "z.csv.zst", zstd::encode_all(text.as_bytes(), 3).unwrap());
+        write(&folder, "p.csv", &text);
+        let of = |name: &str, position: i64| {
+            let path = folder.path().join(name);
+            let positions = [(Lane::new(name, 0), position)].into();
+            let source = FileSource::open(&config(&path, 2), &records(), &encoding(), &positions);
+            let rows = rows(&batches(source.unwrap()));
+            rows.into_iter().map(|row| (row.1, row.2, row.3)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("p.csv", 1).len(), 9);
+        for position in [1, 2, 4, 9, 18, 20] {
+            assert_eq!(of("g.csv.gz", position), of("p.csv", position), "from {position}");
+            assert_eq!(of("z.csv.zst", position), of("p.csv", position), "from {position}");
+        }
+        let keys = rows(&batches(open(&folder.path().join("g.csv.gz"), 10).unwrap()));
+        assert_eq!(keys[0].0, "g");
+    }
+
+    #[test]
+    fn of_a_compressed_file_that_is_cut_off_all_but_the_rest_is_read() {
+        let text: String = (1..=999).map(|n| format!("{{\"t\":{n},\"a\":{n}}}\n")).collect();
+        for (name, whole) in [
+            ("x.jsonl.gz", gzip(&text)),
+            ("x.jsonl.zst", zstd::encode_all(text.as_bytes(), 3).unwrap()),
+        ] {
+            let folder = TempDir::new().unwrap();
+            let path = write(&folder, name, &whole[..whole.len() - 20]);
+            write(&folder, "other.jsonl", "{\"t\":1,\"a\":1}\n");
+            let all = batches(open(folder.path(), 100).unwrap());
+            let letters = dead_letters(&all);
+            assert_eq!(letters.len(), 1, "{name}");
+            let reason = &letters[0].reason;
+            assert!(reason.starts_with("expected more of the compressed file"), "{reason}");
+            assert!(rows(&all).iter().any(|row| row.0 == "other"));
+            // Once told, it is not told again.
+            let positions = [(Lane::new(name, 0), letters[0].offset + 1)].into();
+            let again = FileSource::open(&config(&path, 100), &records(), &encoding(), &positions);
+            let again = batches(again.unwrap());
+            assert!(rows(&again).is_empty() && dead_letters(&again).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_replay_hands_out_records_when_they_are_due_and_resumes_between_them() {
+        let folder = TempDir::new().unwrap();
+        let path = write(&folder, "x.csv", "t,a\n0.0,1\n0.05,2\n0.1,x\n0.15,4\n");
+        let config = config::FileSource { speed: 1.0, ..config(&path, 10) };
+        let source = FileSource::open(&config, &records(), &encoding(), &BTreeMap::new()).unwrap();
+        let all = batches(source);
+        let offsets: Vec<i64> = rows(&all).iter().map(|row| row.2).collect();
+        assert_eq!(offsets, [2, 3, 5]);
+        assert!(all.len() > 1);
+        assert_eq!(dead_letters(&all).len(), 1);
+        let next: Vec<i64> = all.iter().map(|batch| batch.next_offset).collect();
+        assert!(next.is_sorted() && next.last() == Some(&6), "{next:?}");
     }
 
     fn dead_letters(batches: &[SourceBatch]) -> Vec<&DeadLetter> {
@@ -704,7 +830,8 @@ mod tests {
         write(&folder, "notes.txt", "");
         assert_eq!(
             reason(open(folder.path(), 10)),
-            "expected files with the extension .csv, .json, .jsonl, .ndjson or .parquet, found none"
+            "expected files with the extension .csv, .json, .jsonl, .ndjson, .log or .parquet, \
+             found none"
         );
         assert!(reason(open(&folder.path().join("notes.txt"), 10)).contains("source.format"));
         assert!(matches!(
