@@ -1,6 +1,9 @@
 //! Why a decoder cannot be made.
 
+use std::path::PathBuf;
+
 use crate::config::Format;
+use crate::registry::RegistryError;
 use crate::source::Lane;
 
 /// Settings that no record could satisfy.
@@ -30,6 +33,15 @@ pub enum DecodeError {
          \"mm[Hg]\", found {found:?}"
     )]
     Unit { channel: String, found: String },
+    /// No schema that Avro could be read by.
+    #[error("source.avro.schema: {}: {reason}", path.display())]
+    AvroSchema { path: PathBuf, reason: String },
+    /// Nothing tells what was written.
+    #[error("source.avro: expected [registry], or avro.schema where framing = \"none\"")]
+    NoAvroSchema,
+    /// `[registry]` cannot be used.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// Two meanings for one field.
     #[error("records: field \"{name}\" is named twice")]
     RepeatedField { name: String },

@@ -12,6 +12,9 @@
 //!
 //! Lines of text (`layout = "log"`) come in [`log_schema`] instead, for templates to be mined.
 
+pub(crate) mod arrow_columns;
+pub(crate) mod arrow_ipc;
+mod avro;
 pub(crate) mod columns;
 pub(crate) mod csv;
 mod error;
@@ -29,10 +32,12 @@ use arrow::array::{Int64Array, Int64Builder, RecordBatch, StringArray, StringBui
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
+pub(crate) use avro::read_schema as avro_schema;
 pub use error::{DecodeError, DecodeFailure};
 pub use time::check_time_format;
 
 use crate::config::{Encoding, Format, Records};
+use crate::registry::RegistryError;
 use crate::source::{Header, Lane, Message, Messages};
 use columns::{RowRules, Rows, check_key};
 use time::in_range;
@@ -118,6 +123,8 @@ enum FormatDecoder {
     Json(json::Json),
     Csv(Box<csv::Csv>),
     Fhir(fhir::Fhir),
+    Avro(Box<avro::Avro>),
+    Arrow(arrow_ipc::ArrowIpc),
 }
 
 /// Why messages could not be decoded together.
@@ -126,6 +133,8 @@ enum Refusal {
     Message { at: usize, reason: String },
     /// One of them is to blame, though it is not known which.
     Unknown { reason: String },
+    /// None of them: their schema cannot be had.
+    Registry(RegistryError),
 }
 
 impl Decoder {
@@ -147,7 +156,11 @@ impl Decoder {
                 FormatDecoder::Csv(Box::new(csv::Csv::new(Arc::clone(&rules), &encoding.csv)?))
             }
             Format::Fhir => FormatDecoder::Fhir(fhir::Fhir::new(Arc::clone(&rules), records)),
-            format @ (Format::Avro | Format::Arrow | Format::Log | Format::Parquet) => {
+            Format::Avro => {
+                FormatDecoder::Avro(Box::new(avro::Avro::new(Arc::clone(&rules), encoding)?))
+            }
+            Format::Arrow => FormatDecoder::Arrow(arrow_ipc::ArrowIpc::new(Arc::clone(&rules))),
+            format @ (Format::Log | Format::Parquet) => {
                 return Err(DecodeError::Format { found: format });
             }
         };
@@ -160,7 +173,13 @@ impl Decoder {
     /// # Errors
     /// If what is needed to decode them cannot be had now; none of them counts as read.
     pub fn decode(&mut self, lane: &Lane, messages: &Messages) -> Result<Decoded, DecodeFailure> {
-        let Split { parts, taken, mut refused } = self.split(messages);
+        let Split { parts, taken, mut refused } =
+            self.split(messages).map_err(|(index, error)| DecodeFailure {
+                lane: lane.clone(),
+                offset: messages.get(index).offset,
+                reason: error.to_string(),
+                is_retryable: error.is_retryable(),
+            })?;
         let schema = self.rules.rows_schema();
         let batch = concat_batches(schema, &parts).expect("every part has the schema of rows");
         let rows = Rows { batch, messages: taken };
@@ -196,8 +215,9 @@ impl Decoder {
         withheld(&self.rules, dead_letter(lane, message, reason))
     }
 
-    /// Decodes what can be decoded together, splitting at each message that cannot.
-    fn split(&mut self, messages: &Messages) -> Split {
+    /// Decodes what can be decoded together, splitting at each message that cannot. What no
+    /// message is to blame for comes with the first one that it stops.
+    fn split(&mut self, messages: &Messages) -> Result<Split, (usize, RegistryError)> {
         let mut split = Split::default();
         // The range to decode next is at the end.
         let chunks = (0..messages.len()).step_by(CHUNK_MESSAGES);
@@ -211,6 +231,8 @@ impl Decoder {
                 FormatDecoder::Json(json) => json.decode(messages, range.clone()),
                 FormatDecoder::Csv(csv) => csv.decode(messages, range.clone()),
                 FormatDecoder::Fhir(fhir) => fhir.decode(messages, range.clone()),
+                FormatDecoder::Avro(avro) => avro.decode(messages, range.clone()),
+                FormatDecoder::Arrow(arrow) => Ok(arrow.decode(messages, range.clone())),
             };
             match decoded {
                 Ok(Rows { batch, messages }) => {
@@ -230,9 +252,10 @@ impl Decoder {
                     waiting.push(middle..range.end);
                     waiting.push(range.start..middle);
                 }
+                Err(Refusal::Registry(error)) => return Err((range.start, error)),
             }
         }
-        split
+        Ok(split)
     }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! Every lane keeps one batch read ahead; [`FileSource`] hands out the one that begins earliest, so
 //! that no lane runs ahead of the others by more than a batch. Offsets are line numbers (the first
-//! line of a file is 1), in Parquet row numbers (the first is 1).
+//! line of a file is 1), in files of typed columns row numbers (the first is 1).
 
 mod input;
 mod lines;
-mod parquet;
 mod replay;
+mod table;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -21,8 +21,8 @@ use ::arrow::datatypes::TimestampMicrosecondType;
 
 use self::input::Compression;
 use self::lines::{Damage, Lines};
-use self::parquet::ParquetRows;
 use self::replay::Replay;
+use self::table::{Container, TableRows};
 use super::{Assignment, Commit, Event, Lane, Messages, Payload, Source, SourceBatch, SourceError};
 use crate::config::{self, Format};
 use crate::decode::{Decoded, Decoder, TIME_COLUMN};
@@ -56,7 +56,7 @@ enum Reader {
         /// Position in [`FileSource::decoders`].
         decoder: usize,
     },
-    Parquet(Box<ParquetRows>),
+    Table(Box<TableRows>),
     /// A CSV file without a header line.
     Empty,
 }
@@ -88,20 +88,19 @@ impl FileSource {
             let position = positions.get(&lane).copied();
             let key = records.key.is_none().then(|| key_of(&lane.topic));
             let batch_rows = config.batch_rows.max(1);
+            let open_table = |container, key| {
+                TableRows::open(&path, container, records, encoding, key, position, batch_rows)
+                    .map(|rows| Reader::Table(Box::new(rows)))
+            };
             let reader = match format {
-                Format::Parquet => {
-                    let rows = ParquetRows::open(&path, records, key, position, batch_rows)?;
-                    Reader::Parquet(Box::new(rows))
-                }
                 Format::Json | Format::Log | Format::Fhir => Reader::Text {
                     lines: Lines::open(&path, None, key, position, batch_rows, &dialects.open)?,
                     decoder: dialects.decoder(&path, format, Vec::new())?,
                 },
-                Format::Avro | Format::Arrow => {
-                    let reason = format!("files of the format {format:?} are not read");
-                    return Err(file_error(&path, reason));
-                }
                 Format::Csv => dialects.csv(&path, key, position, batch_rows)?,
+                Format::Parquet => open_table(Container::Parquet, key)?,
+                Format::Avro => open_table(Container::Avro, key)?,
+                Format::Arrow => open_table(Container::Arrow, key)?,
             };
             let committed = position.map(|offset| (offset, String::new()));
             assignments.push(Assignment { lane: lane.clone(), committed });
@@ -199,7 +198,7 @@ impl FileLane {
     fn read(&mut self, decoders: &mut [Decoder]) -> Result<Option<SourceBatch>, SourceError> {
         let (decoded, next_offset) = match &mut self.reader {
             Reader::Empty => return Ok(None),
-            Reader::Parquet(rows) => match rows.read(&self.lane)? {
+            Reader::Table(rows) => match rows.read(&self.lane)? {
                 None => return Ok(None),
                 Some(decoded) => (decoded, rows.next_offset()),
             },
@@ -330,7 +329,7 @@ fn find_files(
     Ok(found)
 }
 
-const EXTENSIONS: &str = ".csv, .json, .jsonl, .ndjson, .log or .parquet";
+const EXTENSIONS: &str = ".csv, .json, .jsonl, .ndjson, .log, .parquet, .avro, .arrow or .arrows";
 
 fn format_of(path: &Path) -> Option<Format> {
     match plain_name(path).extension()?.to_str()?.to_ascii_lowercase().as_str() {
@@ -338,6 +337,8 @@ fn format_of(path: &Path) -> Option<Format> {
         "json" | "jsonl" | "ndjson" => Some(Format::Json),
         "log" => Some(Format::Log),
         "parquet" => Some(Format::Parquet),
+        "avro" => Some(Format::Avro),
+        "arrow" | "arrows" => Some(Format::Arrow),
         _ => None,
     }
 }
@@ -382,7 +383,7 @@ mod tests {
 
     use ::arrow::array::{
         Array, ArrayRef, Date32Array, DictionaryArray, Float64Array, Int16Array, Int64Array,
-        ListArray, RecordBatch, StringArray, TimestampMillisecondArray,
+        ListArray, RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
     };
     use ::arrow::datatypes::{Float32Type, Int32Type, Int64Type};
     use ::parquet::arrow::ArrowWriter;
@@ -799,6 +800,107 @@ mod tests {
         assert_eq!(decoded(&batches[0]).skipped, 1);
     }
 
+    /// Ten rows: t and a from 1, b null but in the first.
+    fn ten_rows() -> RecordBatch {
+        let numbers = || Int64Array::from_iter_values(1..=10);
+        let b = Float64Array::from_iter((1..=10).map(|row| (row == 1).then_some(0.5)));
+        let columns: Vec<(&str, ArrayRef, bool)> = vec![
+            ("t", Arc::new(numbers()), false),
+            ("a", Arc::new(numbers()), false),
+            ("b", Arc::new(b), true),
+        ];
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+    }
+
+    #[test]
+    fn avro_and_arrow_files_resume_at_any_row_of_any_batch() {
+        let rows_of = ten_rows();
+        let schema = rows_of.schema();
+        let halves = [rows_of.slice(0, 6), rows_of.slice(6, 4)];
+        let mut avro =
+            ::arrow_avro::writer::AvroWriter::new(Vec::new(), (*schema).clone()).unwrap();
+        let mut file = ::arrow::ipc::writer::FileWriter::try_new(Vec::new(), &schema).unwrap();
+        let mut stream = ::arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &schema).unwrap();
+        for half in &halves {
+            avro.write(half).unwrap();
+            file.write(half).unwrap();
+            stream.write(half).unwrap();
+        }
+        avro.finish().unwrap();
+        let contents = [
+            ("x.avro", avro.into_inner()),
+            ("x.arrow", file.into_inner().unwrap()),
+            ("x.arrows", stream.into_inner().unwrap()),
+        ];
+        for (name, content) in contents {
+            let folder = TempDir::new().unwrap();
+            let path = write(&folder, name, &content);
+            let whole = batches(open(&path, 4).unwrap());
+            let expected: Vec<Record> =
+                (1..=10).map(|n| row("x", n, n, n as f32, (n == 1).then_some(0.5))).collect();
+            assert_eq!(rows(&whole), expected, "{name}");
+            assert!(whole.iter().all(|batch| decoded(batch).records.num_rows() <= 4));
+            for position in 1..=11 {
+                let positions = [(Lane::new(name, 0), position)].into();
+                let source =
+                    FileSource::open(&config(&path, 3), &records(), &encoding(), &positions);
+                let left = rows(&batches(source.unwrap()));
+                assert_eq!(left, expected[position as usize - 1..], "{name} from {position}");
+            }
+            // Cut off, it is told at which row.
+            let path = write(&folder, name, &content[..content.len() * 3 / 4]);
+            let mut source = open(&path, 100).unwrap();
+            let mut cut = None;
+            while cut.is_none() {
+                match source.poll(Duration::ZERO) {
+                    Ok(Event::End) => break,
+                    Ok(_) => {}
+                    Err(error) => cut = Some(error.to_string()),
+                }
+            }
+            let reason = cut.unwrap_or_else(|| panic!("{name}: expected an error"));
+            assert!(reason.contains(name) && reason.contains("rows from"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_avro_file_is_read_by_the_readers_schema() {
+        let folder = TempDir::new().unwrap();
+        let rows_of = ten_rows();
+        let mut avro =
+            ::arrow_avro::writer::AvroWriter::new(Vec::new(), (*rows_of.schema()).clone()).unwrap();
+        avro.write(&rows_of).unwrap();
+        avro.finish().unwrap();
+        let path = write(&folder, "x.avro", avro.into_inner());
+        let schema = write(
+            &folder,
+            "reader.avsc",
+            r#"{"type":"record","name":"topLevelRecord","fields":[
+                {"name":"t","type":"long"},
+                {"name":"c","type":"int","default":7},
+                {"name":"a","type":"double"}]}"#,
+        );
+        let mut encoding = encoding();
+        encoding.avro.schema = Some(schema);
+        let source =
+            FileSource::open(&config(&path, 1), &records(), &encoding, &BTreeMap::new()).unwrap();
+        assert_eq!(rows(&batches(source))[0], row("x", 1, 1, 1.0, None));
+    }
+
+    #[test]
+    fn fields_within_columns_are_found_by_their_paths() {
+        let folder = TempDir::new().unwrap();
+        let times: ArrayRef = Arc::new(Int64Array::from(vec![5]));
+        let field = ::arrow::datatypes::Field::new("t", ::arrow::datatypes::DataType::Int64, true);
+        let within: ArrayRef =
+            Arc::new(StructArray::from(vec![(Arc::new(field), Arc::clone(&times))]));
+        let path = write_parquet(&folder, "x.parquet", vec![("body", within), ("a", times)]);
+        let records = Records { time: Some("body.t".into()), ..records() };
+        let source =
+            FileSource::open(&config(&path, 10), &records, &encoding(), &BTreeMap::new()).unwrap();
+        assert_eq!(rows(&batches(source)), [row("x", 5, 1, 5.0, None)]);
+    }
+
     #[test]
     fn files_without_the_columns_of_a_record_are_refused() {
         let folder = TempDir::new().unwrap();
@@ -830,8 +932,8 @@ mod tests {
         write(&folder, "notes.txt", "");
         assert_eq!(
             reason(open(folder.path(), 10)),
-            "expected files with the extension .csv, .json, .jsonl, .ndjson, .log or .parquet, \
-             found none"
+            "expected files with the extension .csv, .json, .jsonl, .ndjson, .log, .parquet, \
+             .avro, .arrow or .arrows, found none"
         );
         assert!(reason(open(&folder.path().join("notes.txt"), 10)).contains("source.format"));
         assert!(matches!(
