@@ -16,7 +16,7 @@
 //!
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
 //! health), [`infer`] (a pipeline file for records that are looked at), [`keys`] (bounded state per key), [`objects`] (what outlives the process, in a folder or
-//! a bucket), [`evaluate`] (labelled recordings and their metrics).
+//! a bucket), [`similar`] (nearest neighbours among embeddings), [`evaluate`] (labelled recordings and their metrics).
 
 pub mod checkpoint;
 pub mod cli;
@@ -34,6 +34,7 @@ pub mod pairs;
 pub mod registry;
 pub mod runtime;
 pub mod score;
+pub mod similar;
 pub mod sink;
 pub mod source;
 pub mod telemetry;

@@ -8,6 +8,7 @@ mod generate;
 mod init;
 mod run;
 mod service;
+mod similar;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,8 @@ enum Command {
     Checkpoint(checkpoint::Arguments),
     /// Score labelled recordings prequentially and measure the scores.
     Evaluate(evaluate::Arguments),
+    /// Find what is most like a segment, a day or a stay among embeddings that were written.
+    Similar(similar::Arguments),
     /// Print a completion script for a shell.
     Completions {
         #[arg(value_enum)]
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Similar(arguments) => similar::run(&arguments),
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "contrastream", &mut std::io::stdout());
