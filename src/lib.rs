@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`source`] | messages come in from Kafka, files or the generator, one ordered [`source::Lane`] per partition |
 //! | [`decode`] | bytes become Arrow columns; what cannot be decoded becomes a [`decode::DeadLetter`] |
+//! | [`templates`] | lines of text become channels, each line described by its template |
 //! | [`window`] | each key's records become event-time segments `[channels, time]`, missing values as NaN |
 //! | [`pairs`] | temporally adjacent segments of one key become (anchor, positive) pairs and augmented views |
 //! | [`learner`] | a dfdx encoder embeds every segment and is trained on the pairs with a momentum encoder and a queue of negatives |

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::CheckpointError;
 
 /// First bytes of every part: magic and format version.
-pub(super) const HEADER: [u8; 12] = *b"CSTRPART\x02\0\0\0";
+pub(super) const HEADER: [u8; 12] = *b"CSTRPART\x03\0\0\0";
 
 /// Bytes that are an object of the store, or are to become one. Clones are the same part.
 ///
@@ -137,5 +137,7 @@ pub struct SavedIndex {
 pub struct SavedWindows {
     /// What does not belong to one key.
     pub lane: Vec<u8>,
+    /// Its templates; empty where records are no lines.
+    pub templates: Vec<u8>,
     pub keys: SavedKeys,
 }

@@ -15,6 +15,7 @@ use crate::learner::{Learner, NamedTensor};
 use crate::objects::{ObjectErrorKind, Objects};
 use crate::runtime::Core;
 use crate::sink::StagedFile;
+use crate::templates::Template;
 use crate::window::Segmenter;
 
 use super::Usage;
@@ -196,6 +197,9 @@ fn show(opened: &Opened, id: Option<&str>) -> anyhow::Result<()> {
             lane.window_keys,
             lane.model_keys,
         );
+        for template in &lane.templates {
+            println!("    template {}: {} lines, {}", template.id, template.lines, template.text);
+        }
     }
     println!("staged files: {}", description.staged.len());
     for StagedFile { staged, target } in &description.staged {
@@ -228,6 +232,7 @@ fn verify_one(opened: &Opened, id: &str) -> Result<(), CheckpointError> {
     Core::look_at(&checkpoint.core)?;
     for (_, windows) in &checkpoint.windows {
         Segmenter::saved_watermark(windows)?;
+        Segmenter::saved_templates(windows)?;
         keys::verify_saved(&windows.keys, &opened.store)?;
     }
     checkpoint.keys.iter().try_for_each(|(_, saved)| keys::verify_saved(saved, &opened.store))
@@ -326,6 +331,18 @@ struct LaneDescription {
     watermark: Option<String>,
     window_keys: usize,
     model_keys: usize,
+    /// Templates of its lines, where records are lines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    templates: Vec<TemplateDescription>,
+}
+
+#[derive(Debug, Serialize)]
+struct TemplateDescription {
+    id: u64,
+    /// Lines that belonged to it.
+    lines: u64,
+    /// Parameters as `<*>`.
+    text: String,
 }
 
 impl Description {
@@ -345,6 +362,7 @@ impl Description {
                 watermark: None,
                 window_keys: 0,
                 model_keys: 0,
+                templates: Vec::new(),
             });
         }
         for (lane, offset) in &checkpoint.positions {
@@ -356,6 +374,13 @@ impl Description {
             if let Some(lane) = lanes.get_mut(lane) {
                 lane.watermark = Segmenter::saved_watermark(windows)?.and_then(rfc3339);
                 lane.window_keys = keys::count_saved(&windows.keys, &opened.store)?;
+                let templates = Segmenter::saved_templates(windows)?;
+                let describe = |template: &&Template| TemplateDescription {
+                    id: template.id,
+                    lines: template.count,
+                    text: templates.name(template.id),
+                };
+                lane.templates = templates.all().iter().map(describe).collect();
             }
         }
         for (lane, saved) in &checkpoint.keys {

@@ -8,6 +8,7 @@ use serde::de::{self, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Secret, TimeSpan};
+use crate::templates::CHANNELS;
 
 /// `[records]`: which fields of a record are its key, time and channels.
 ///
@@ -194,6 +195,9 @@ impl Inputs {
     /// Of records that are windowed as `windows.time_since_last` says.
     pub fn new(records: &Records, time_since_last: bool) -> Self {
         let groups = match &records.groups {
+            _ if records.layout == Layout::Log => {
+                vec![Group { name: None, channels: CHANNELS.map(str::to_owned).to_vec() }]
+            }
             None => vec![Group { name: None, channels: records.channels.clone() }],
             Some(Groups::Of(size)) => {
                 let groups = records.channels.chunks((*size).max(1)).enumerate();
@@ -261,6 +265,13 @@ mod tests {
         assert_eq!((inputs.observed(), inputs.width()), (2, 2));
         assert_eq!((inputs.name("m/1", 1), inputs.name("m", 2)), ("b", ""));
         assert_eq!(Inputs::new(&records, true).width(), 4);
+    }
+
+    #[test]
+    fn lines_have_channels_of_their_own() {
+        let records = Records { layout: Layout::Log, ..Records::default() };
+        let inputs = Inputs::new(&records, false);
+        assert_eq!((inputs.width(), inputs.name("h/1", 2)), (CHANNELS.len(), "rarity"));
     }
 
     #[test]

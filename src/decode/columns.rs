@@ -64,7 +64,8 @@ impl fmt::Display for Cell<'_> {
     }
 }
 
-fn shorten(text: &str) -> &str {
+/// The beginning of a text, as far as a reason quotes it.
+pub(crate) fn shorten(text: &str) -> &str {
     text.char_indices().nth(QUOTED_CHARS).map_or(text, |(end, _)| &text[..end])
 }
 

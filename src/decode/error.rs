@@ -42,6 +42,9 @@ pub enum DecodeError {
     /// `[registry]` cannot be used.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A pattern that takes no line apart.
+    #[error("source.log.patterns: {pattern:?}: {reason}")]
+    Pattern { pattern: String, reason: String },
     /// Two meanings for one field.
     #[error("records: field \"{name}\" is named twice")]
     RepeatedField { name: String },

@@ -21,6 +21,7 @@ mod error;
 mod fhir;
 mod groups;
 mod json;
+mod log;
 mod pseudonym;
 mod time;
 mod units;
@@ -125,6 +126,7 @@ enum FormatDecoder {
     Fhir(fhir::Fhir),
     Avro(Box<avro::Avro>),
     Arrow(arrow_ipc::ArrowIpc),
+    Log(log::Log),
 }
 
 /// Why messages could not be decoded together.
@@ -160,7 +162,8 @@ impl Decoder {
                 FormatDecoder::Avro(Box::new(avro::Avro::new(Arc::clone(&rules), encoding)?))
             }
             Format::Arrow => FormatDecoder::Arrow(arrow_ipc::ArrowIpc::new(Arc::clone(&rules))),
-            format @ (Format::Log | Format::Parquet) => {
+            Format::Log => FormatDecoder::Log(log::Log::new(Arc::clone(&rules), &encoding.log)?),
+            format @ Format::Parquet => {
                 return Err(DecodeError::Format { found: format });
             }
         };
@@ -233,6 +236,7 @@ impl Decoder {
                 FormatDecoder::Fhir(fhir) => fhir.decode(messages, range.clone()),
                 FormatDecoder::Avro(avro) => avro.decode(messages, range.clone()),
                 FormatDecoder::Arrow(arrow) => Ok(arrow.decode(messages, range.clone())),
+                FormatDecoder::Log(log) => log.decode(messages, range.clone()),
             };
             match decoded {
                 Ok(Rows { batch, messages }) => {

@@ -291,6 +291,7 @@ mod tests {
             meta: segments.meta[range.clone()].to_vec(),
             runs: segments.runs[range.clone()].to_vec(),
             fresh: segments.fresh[range].to_vec(),
+            templates: Vec::new(),
         }
     }
 

@@ -41,7 +41,8 @@ use crate::keys::{Keys, State};
 use crate::learner::{self, Embedded, Learner};
 use crate::pairs::Origin;
 use crate::sink::{Cause, Score};
-use crate::window::{Segments, WindowShape};
+use crate::templates::OF_TEMPLATES;
+use crate::window::{SegmentTemplate, Segments, WindowShape};
 
 /// Scores segments and learns from them what is normal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -264,7 +265,8 @@ impl Scorer {
                     views.push(View { evidence: evidence_of(SURPRISE..LEVEL), weights });
                 }
                 let shares = causes::causes(self.shape.observed, &views);
-                shares.into_iter().filter_map(|(at, share)| self.cause(key, at, share)).collect()
+                let templates = segments.templates.get(index).map_or(&[][..], Vec::as_slice);
+                self.causes(key, &shares, templates)
             } else {
                 Vec::new()
             };
@@ -310,6 +312,31 @@ impl Scorer {
 }
 
 impl Scorer {
+    /// The causes with these shares, the largest first, by name. Where a segment has `templates`,
+    /// they stand for the channels that follow from them, each by its weight.
+    fn causes(
+        &self,
+        key: &str,
+        shares: &[(usize, f32)],
+        templates: &[SegmentTemplate],
+    ) -> Vec<Cause> {
+        let weights: f32 = templates.iter().map(|template| template.weight).sum();
+        let is_of_templates = |at: usize| weights > 0.0 && OF_TEMPLATES.contains(&at);
+        let mut causes: Vec<Cause> = shares
+            .iter()
+            .filter(|(at, _)| !is_of_templates(*at))
+            .filter_map(|(at, share)| self.cause(key, *at, *share))
+            .collect();
+        let of_templates = shares.iter().filter(|(at, _)| is_of_templates(*at));
+        let share: f32 = of_templates.map(|(_, share)| share).sum();
+        causes.extend(templates.iter().filter(|_| weights > 0.0).map(|template| Cause {
+            channel: Arc::clone(&template.text),
+            share: share * template.weight / weights,
+        }));
+        causes.sort_by(|one, other| other.share.total_cmp(&one.share));
+        causes
+    }
+
     /// `None` for a channel that the key's group does not have.
     fn cause(&self, key: &str, channel: usize, share: f32) -> Option<Cause> {
         let name = self.inputs.name(key, channel);

@@ -19,7 +19,7 @@ const DEPTH: usize = 2;
 /// Different tokens at one place of the way; further ones go where parameters go.
 const MAX_CHILDREN: usize = 100;
 /// Least share of the positions that tell anything at which line and template agree.
-const SIMILARITY: f64 = 0.7;
+const SIMILARITY: f64 = 0.65;
 
 const MASK_HASH: u64 = hash(MASK.as_bytes());
 /// Lines after which one counts `1/e` of what it did.
@@ -325,4 +325,138 @@ fn first_place(tokens: usize) -> u64 {
 
 fn next_place(place: u64, step: u64) -> u64 {
     mixed(place.rotate_left(17) ^ step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(miner: &mut Miner, text: &str) -> Found {
+        let mut line = Line::default();
+        line.read(text);
+        miner.read(&line)
+    }
+
+    fn texts(miner: &Miner) -> Vec<(u64, u64, String)> {
+        let templates = miner.templates().into_iter();
+        templates.map(|template| (template.id, template.count, template.text())).collect()
+    }
+
+    #[test]
+    fn what_differs_between_lines_that_are_alike_becomes_a_parameter() {
+        let mut miner = Miner::default();
+        for line in [
+            "Failed password for root from 10.0.0.1 port 22",
+            "session closed by bob",
+            "Failed password for alice from 10.0.0.2 port 2222",
+            "Failed password for bob",
+            "",
+            "session closed by eve",
+            "disk quota of x exceeded",
+            "   ",
+        ] {
+            read(&mut miner, line);
+        }
+        let expected = [
+            (0, 2, "Failed password for <*> from <*> port <*>"),
+            (1, 2, "session closed by <*>"),
+            (2, 1, "Failed password for bob"),
+            (3, 2, ""),
+            (4, 1, "disk quota of x exceeded"),
+        ];
+        assert_eq!(texts(&miner), expected.map(|(id, count, text)| (id, count, text.to_owned())));
+    }
+
+    #[test]
+    fn ids_are_never_given_twice_and_the_least_recently_met_templates_go() {
+        let mut miner = Miner::default();
+        let name = |at: usize| -> String {
+            let letter =
+                |place: usize| char::from(b'a' + (at / 26_usize.pow(place as u32) % 26) as u8);
+            (0..4).map(letter).collect()
+        };
+        for at in 0..MAX_TEMPLATES {
+            // Different lengths, so that no two are alike.
+            let words = vec![name(at); 1 + at % 40].join(" ");
+            assert_eq!(read(&mut miner, &format!("{} {words}", name(at))).id, at as u64);
+        }
+        read(&mut miner, &format!("{0} {0}", name(0)));
+        for at in 0..10 {
+            let id = read(&mut miner, &format!("new {} thing", name(at))).id;
+            assert!(id >= MAX_TEMPLATES as u64 || at > 0);
+        }
+        let kept: Vec<u64> = miner.templates().iter().map(|template| template.id).collect();
+        assert_eq!(kept.len(), MAX_TEMPLATES);
+        assert!(kept.contains(&0) && !kept.contains(&1));
+        assert_eq!(*kept.last().unwrap(), miner.saved.next - 1);
+    }
+
+    #[test]
+    fn indices_hold_what_is_kept_and_nothing_else() {
+        let mut miner = Miner::default();
+        for at in 0..3 * MAX_TEMPLATES as u64 {
+            let words: String = (0..4).map(|place| letter(mixed(at) >> (8 * place))).collect();
+            read(&mut miner, &format!("{words} {} x{}", "y ".repeat(at as usize % 50), at));
+        }
+        let rebuilt = Miner::from(miner.saved.clone());
+        assert_eq!(rebuilt.children, miner.children);
+        assert_eq!(rebuilt.by_id, miner.by_id);
+        let sorted = |miner: &Miner| {
+            let mut leaves: Vec<(u64, Vec<usize>)> =
+                miner.leaves.iter().map(|(leaf, slots)| (*leaf, slots.clone())).collect();
+            leaves.iter_mut().for_each(|(_, slots)| slots.sort_unstable());
+            leaves.sort_unstable();
+            leaves
+        };
+        assert_eq!(sorted(&rebuilt), sorted(&miner));
+    }
+
+    fn letter(bits: u64) -> char {
+        char::from(b'a' + (bits % 26) as u8)
+    }
+
+    #[test]
+    fn lines_that_begin_with_ever_other_words_share_a_template_in_the_end() {
+        let mut miner = Miner::default();
+        let name =
+            |at: u64| -> String { (0..6).map(|place| letter(mixed(at + 7 * place))).collect() };
+        for at in 0..1000 {
+            read(&mut miner, &format!("{} logged in again", name(at)));
+        }
+        let templates = texts(&miner);
+        assert!(templates.len() <= MAX_CHILDREN + 1, "{}", templates.len());
+        assert_eq!(templates.last().map(|last| last.2.as_str()), Some("<*> logged in again"));
+    }
+
+    #[test]
+    fn a_line_is_judged_by_the_lines_before_it() {
+        let mut miner = Miner::default();
+        let first = read(&mut miner, "a b c");
+        assert_eq!((first.rarity, first.novelty), (2.0_f32.ln(), 0.0));
+        for _ in 0..99 {
+            read(&mut miner, "a b c");
+        }
+        let usual = read(&mut miner, "a b c");
+        let new = read(&mut miner, "x y z");
+        let second = read(&mut miner, "x y z");
+        assert!(usual.rarity < 0.02 && usual.novelty == 0.0, "{usual:?}");
+        assert!((new.rarity - 204.0_f32.ln()).abs() < 0.02, "{new:?}");
+        assert_eq!(new.novelty, 102.0_f32.ln());
+        assert!(second.rarity < new.rarity && second.novelty < new.novelty, "{second:?}");
+    }
+
+    #[test]
+    fn a_new_value_is_surprising_where_values_are_known() {
+        let mut miner = Miner::default();
+        for at in 0..200 {
+            read(&mut miner, &format!("zone {} holds id {}", at % 4, at));
+            read(&mut miner, &format!("state is {}", at % 4));
+        }
+        let known = read(&mut miner, "state is 3");
+        let odd = read(&mut miner, "state is 77");
+        let id = read(&mut miner, "zone 1 holds id 5555");
+        assert_eq!((known.parameters, known.new_parameter), (1, 0.0));
+        assert!(odd.new_parameter > 3.0, "{odd:?}");
+        assert!(id.parameters == 2 && id.new_parameter < 1.5, "{id:?}");
+    }
 }

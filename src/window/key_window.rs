@@ -6,15 +6,33 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::history::{Last, Unchanged};
-use super::{ChannelRules, Segments, WindowShape, WindowStats};
+use super::{ChannelRules, SegmentTemplate, Segments, WindowShape, WindowStats};
 use crate::sink::SegmentMeta;
 use crate::source::Lane;
+use crate::templates::{self, Tag, Templates};
+
+/// Templates that a segment tells of.
+const TEMPLATES: usize = 3;
 
 /// Whose window it is and how it is cut.
 pub(super) struct Cut<'a> {
     pub shape: &'a WindowShape,
     pub lane: &'a Lane,
     pub key: &'a Arc<str>,
+    /// The lane's templates, where records are lines.
+    pub templates: Option<&'a Templates>,
+}
+
+/// What one record is, once it has a key.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'a> {
+    /// Microseconds since the epoch.
+    pub time: i64,
+    pub offset: i64,
+    /// Per measured channel; NaN is missing.
+    pub values: &'a [f32],
+    /// Of a line: its template.
+    pub tag: Option<Tag>,
 }
 
 impl Cut<'_> {
@@ -43,6 +61,8 @@ pub(super) struct KeyWindow {
     run: u64,
     unchanged: Unchanged,
     history: Last,
+    /// Event time of the last line.
+    last_line: Option<i64>,
 }
 
 /// A record's values on their way into the ring; NaN is missing.
@@ -51,6 +71,7 @@ struct Sample {
     time: i64,
     offset: i64,
     values: Box<[f32]>,
+    tag: Option<Tag>,
 }
 
 /// The resampling bin being filled: it covers `[start, start + width)`.
@@ -61,6 +82,8 @@ struct Bin {
     last_offset: i64,
     sums: Box<[f64]>,
     counts: Box<[u32]>,
+    /// The one of most weight.
+    tag: Option<Tag>,
 }
 
 /// The last `length` samples, oldest overwritten first.
@@ -71,6 +94,8 @@ struct Ring {
     times: Vec<i64>,
     /// Smallest and largest offset behind each sample.
     offsets: Vec<(i64, i64)>,
+    /// Template of each sample; empty where records are no lines.
+    tags: Vec<Option<Tag>>,
     /// Samples since the run began.
     seen: u64,
     /// Samples since the last segment.
@@ -89,6 +114,7 @@ impl KeyWindow {
                 values: vec![f32::NAN; shape.length * shape.channels],
                 times: vec![0; shape.length],
                 offsets: vec![(0, 0); shape.length],
+                tags: if shape.lines { vec![None; shape.length] } else { Vec::new() },
                 seen: 0,
                 fresh: 0,
             },
@@ -97,6 +123,7 @@ impl KeyWindow {
             run: first_run,
             unchanged: Unchanged::default(),
             history: Last::default(),
+            last_line: None,
         }
     }
 
@@ -119,12 +146,11 @@ impl KeyWindow {
     pub fn push(
         &mut self,
         cut: &Cut<'_>,
-        time: i64,
-        offset: i64,
-        values: &[f32],
+        record: Record<'_>,
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
+        let Record { time, offset, values, tag } = record;
         let watermark = self.newest.map(|newest| newest.saturating_sub(cut.shape.lateness));
         if watermark.max(self.closed_until(cut.shape)).is_some_and(|final_until| time < final_until)
         {
@@ -139,6 +165,7 @@ impl KeyWindow {
             self.newest = None;
             self.unchanged = Unchanged::default();
             self.history = Last::default();
+            self.last_line = None;
             stats.clock_resets += 1;
         }
         self.late_streak = 0;
@@ -147,10 +174,10 @@ impl KeyWindow {
         self.newest = Some(newest);
 
         if cut.shape.lateness == 0 {
-            self.take(cut, time, offset, values, out, stats);
+            self.take(cut, record, out, stats);
         } else {
             let at = self.pending.partition_point(|sample| sample.time <= time);
-            self.pending.insert(at, Sample { time, offset, values: values.into() });
+            self.pending.insert(at, Sample { time, offset, values: values.into(), tag });
             self.release(cut, newest.saturating_sub(cut.shape.lateness), out, stats);
         }
         if let Some(width) = cut.shape.resample {
@@ -195,8 +222,8 @@ impl KeyWindow {
         stats: &mut WindowStats,
     ) {
         while self.pending.front().is_some_and(|sample| sample.time <= watermark) {
-            if let Some(sample) = self.pending.pop_front() {
-                self.take(cut, sample.time, sample.offset, &sample.values, out, stats);
+            if let Some(Sample { time, offset, values, tag }) = self.pending.pop_front() {
+                self.take(cut, Record { time, offset, values: &values, tag }, out, stats);
             }
         }
     }
@@ -205,17 +232,20 @@ impl KeyWindow {
     fn take(
         &mut self,
         cut: &Cut<'_>,
-        time: i64,
-        offset: i64,
-        values: &[f32],
+        Record { time, offset, values, tag }: Record<'_>,
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
         let mut believed;
-        let values = if cut.shape.groups.is_empty() {
+        let values = if cut.shape.groups.is_empty() && !cut.shape.lines {
             values
         } else {
             believed = values.to_vec();
+            if cut.shape.lines {
+                let last = self.last_line.replace(time);
+                let silence = last.map(|last| templates::silence(time.saturating_sub(last)));
+                believed[templates::SILENCE] = silence.unwrap_or(f32::NAN);
+            }
             stats.stuck += self.unchanged.doubt(cut.rules(), time, &mut believed);
             &believed
         };
@@ -224,7 +254,7 @@ impl KeyWindow {
                 self.start_run();
                 stats.gaps += 1;
             }
-            self.append(cut, time, (offset, offset), values, out);
+            self.append(cut, time, (offset, offset), values, tag, out);
             return;
         };
         let start = time.div_euclid(width).saturating_mul(width);
@@ -237,7 +267,7 @@ impl KeyWindow {
         }
         self.bin
             .get_or_insert_with(|| Bin::new(start, offset, cut.shape.observed))
-            .add(offset, values);
+            .add(offset, values, tag);
     }
 
     fn is_gap(&self, max_gap: Option<i64>, time: i64) -> bool {
@@ -278,12 +308,14 @@ impl KeyWindow {
                     self.ring.seen += rounds * round;
                     time = time.saturating_add(width.saturating_mul((rounds * round) as i64));
                 }
-                self.append(cut, time, (bin.first_offset, bin.first_offset), &missing, out);
+                let offsets = (bin.first_offset, bin.first_offset);
+                self.append(cut, time, offsets, &missing, None, out);
                 time = time.saturating_add(width);
             }
         }
         let means = bin.means();
-        self.append(cut, bin.start, (bin.first_offset, bin.last_offset), &means, out);
+        let offsets = (bin.first_offset, bin.last_offset);
+        self.append(cut, bin.start, offsets, &means, bin.tag, out);
     }
 
     /// Writes a sample to the ring and cuts a segment where the stride asks for one.
@@ -293,18 +325,19 @@ impl KeyWindow {
         time: i64,
         offsets: (i64, i64),
         values: &[f32],
+        tag: Option<Tag>,
         out: &mut Segments,
     ) {
         self.last = Some(time);
         if cut.shape.groups.is_empty() && !cut.shape.time_since_last {
-            self.ring.write(cut.shape, time, offsets, values);
+            self.ring.write(cut.shape, time, offsets, values, tag);
         } else {
             let mut values = values.to_vec();
             let ages = self.history.carry(cut.rules(), time, &mut values);
             if cut.shape.time_since_last {
                 values.extend(ages);
             }
-            self.ring.write(cut.shape, time, offsets, &values);
+            self.ring.write(cut.shape, time, offsets, &values, tag);
         }
         let length = cut.shape.length as u64;
         let due = self.ring.seen >= length
@@ -322,6 +355,7 @@ impl KeyWindow {
             });
             out.runs.push(self.run);
             out.fresh.push(self.ring.fresh);
+            out.templates.extend(cut.templates.map(|templates| self.ring.templates(templates)));
             self.sequence += 1;
             self.ring.fresh = 0;
         }
@@ -336,10 +370,15 @@ impl Bin {
             last_offset: offset,
             sums: vec![0.0; channels].into(),
             counts: vec![0; channels].into(),
+            tag: None,
         }
     }
 
-    fn add(&mut self, offset: i64, values: &[f32]) {
+    fn add(&mut self, offset: i64, values: &[f32], tag: Option<Tag>) {
+        let weight = |tag: &Option<Tag>| tag.map_or(0.0, |tag| tag.weight);
+        if weight(&tag) > weight(&self.tag) {
+            self.tag = tag;
+        }
         self.first_offset = self.first_offset.min(offset);
         self.last_offset = self.last_offset.max(offset);
         for ((sum, count), value) in self.sums.iter_mut().zip(&mut self.counts).zip(values) {
@@ -357,11 +396,21 @@ impl Bin {
 }
 
 impl Ring {
-    fn write(&mut self, shape: &WindowShape, time: i64, offsets: (i64, i64), values: &[f32]) {
+    fn write(
+        &mut self,
+        shape: &WindowShape,
+        time: i64,
+        offsets: (i64, i64),
+        values: &[f32],
+        tag: Option<Tag>,
+    ) {
         let at = (self.seen % shape.length as u64) as usize;
         self.values[at * shape.channels..(at + 1) * shape.channels].copy_from_slice(values);
         self.times[at] = time;
         self.offsets[at] = offsets;
+        if let Some(place) = self.tags.get_mut(at) {
+            *place = tag;
+        }
         self.seen += 1;
         self.fresh = (self.fresh + 1).min(shape.length);
     }
@@ -381,6 +430,27 @@ impl Ring {
             }
         }
         true
+    }
+
+    /// The templates of most weight among the samples, those of most first.
+    fn templates(&self, templates: &Templates) -> Vec<SegmentTemplate> {
+        let mut tags: Vec<Tag> = self.tags.iter().flatten().copied().collect();
+        tags.sort_unstable_by_key(|tag| tag.template);
+        let of_one = tags.chunk_by(|one, other| one.template == other.template);
+        let mut sums: Vec<Tag> = of_one
+            .map(|tags| Tag {
+                template: tags[0].template,
+                weight: tags.iter().map(|tag| tag.weight).sum(),
+            })
+            .collect();
+        // Of equals, the older one first.
+        sums.sort_by(|one, other| other.weight.total_cmp(&one.weight));
+        sums.truncate(TEMPLATES);
+        let named = |sum: Tag| SegmentTemplate {
+            text: templates.name(sum.template).into(),
+            weight: sum.weight,
+        };
+        sums.into_iter().map(named).collect()
     }
 
     /// Time of the oldest sample, smallest and largest offset.

@@ -11,7 +11,7 @@ mod key_window;
 mod segment;
 mod segmenter;
 
-pub use segment::Segments;
+pub use segment::{SegmentTemplate, Segments};
 pub use segmenter::{Segmenter, WindowError, WindowStats};
 
 use crate::config;
@@ -38,6 +38,8 @@ pub struct WindowShape {
     pub time_since_last: bool,
     /// Per group of channels, in the order of the pipeline file; empty where no channel has a rule.
     pub groups: Vec<GroupRules>,
+    /// Whether samples are lines of text, described by their templates.
+    pub lines: bool,
 }
 
 /// Rules of the channels of one group.
@@ -80,6 +82,7 @@ impl WindowShape {
             lateness: windows.lateness.micros(),
             time_since_last: windows.time_since_last,
             groups: rules(windows, records, &inputs),
+            lines: records.layout == config::Layout::Log,
         }
     }
 
@@ -141,6 +144,7 @@ impl Default for WindowShape {
             lateness: 0,
             time_since_last: false,
             groups: Vec::new(),
+            lines: false,
         }
     }
 }

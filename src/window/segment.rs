@@ -1,5 +1,7 @@
 //! A batch of segments: what windows hand to pairing, learning and scoring.
 
+use std::sync::Arc;
+
 use crate::sink::SegmentMeta;
 
 /// Segments of one lane, in the order in which they were completed.
@@ -14,6 +16,18 @@ pub struct Segments {
     pub runs: Vec<u64>,
     /// Per segment: how many of its last samples no earlier segment of its key contained.
     pub fresh: Vec<usize>,
+    /// Per segment of lines, the templates that stand out most among its samples, the first most;
+    /// empty where records are no lines.
+    pub templates: Vec<Vec<SegmentTemplate>>,
+}
+
+/// A template in a segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentTemplate {
+    /// Its text, parameters as `<*>`.
+    pub text: Arc<str>,
+    /// Sum of what its samples weigh, see [`crate::templates::Tag`].
+    pub weight: f32,
 }
 
 impl Segments {
@@ -38,5 +52,6 @@ impl Segments {
         self.meta.append(&mut other.meta);
         self.runs.append(&mut other.runs);
         self.fresh.append(&mut other.fresh);
+        self.templates.append(&mut other.templates);
     }
 }

@@ -4,12 +4,15 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMicrosecondType};
 use serde::{Deserialize, Serialize};
 
-use super::key_window::{Cut, KeyWindow};
+use super::key_window::{Cut, KeyWindow, Record};
 use super::{Segments, WindowShape};
 use crate::checkpoint::{CheckpointError, Part, SavedWindows, Store};
-use crate::decode::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
+use crate::decode::{
+    FIRST_CHANNEL_COLUMN, KEY_COLUMN, MESSAGE_COLUMN, OFFSET_COLUMN, SEVERITY_COLUMN, TIME_COLUMN,
+};
 use crate::keys::{Keys, State};
 use crate::source::Lane;
+use crate::templates::Templates;
 
 /// Records that cannot be cut.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,8 @@ pub struct Segmenter {
     lane: Lane,
     progress: Progress,
     keys: Keys<KeyWindow>,
+    /// Where records are lines.
+    templates: Option<Templates>,
     stats: WindowStats,
 }
 
@@ -74,9 +79,10 @@ impl State for KeyWindow {
 impl Segmenter {
     /// A segmenter without keys, which holds `max_keys` of them, at least one, between two batches.
     pub fn new(lane: Lane, shape: WindowShape, max_keys: usize) -> Self {
+        let templates = shape.lines.then(Templates::default);
         let progress = Progress { shape, first_sequence: 0, first_run: 0, max_time: None };
         let keys = Keys::new(max_keys, None);
-        Self { lane, progress, keys, stats: WindowStats::default() }
+        Self { lane, progress, keys, templates, stats: WindowStats::default() }
     }
 
     /// Lets the windows of further keys wait in `store`, where they would be dropped otherwise.
@@ -107,8 +113,9 @@ impl Segmenter {
                 progress.shape
             )));
         }
+        let templates = if shape.lines { Some(Self::saved_templates(saved)?) } else { None };
         let keys = Keys::load(&saved.keys, max_keys, store, false)?;
-        Ok(Self { lane, progress, keys, stats: WindowStats::default() })
+        Ok(Self { lane, progress, keys, templates, stats: WindowStats::default() })
     }
 
     /// The watermark of a segmenter that was saved, microseconds.
@@ -124,20 +131,38 @@ impl Segmenter {
         Ok(progress.watermark())
     }
 
+    /// The templates of a segmenter that was saved; none where records are no lines.
+    ///
+    /// # Errors
+    /// If the bytes are not a segmenter's.
+    pub fn saved_templates(saved: &SavedWindows) -> Result<Templates, CheckpointError> {
+        if saved.templates.is_empty() {
+            return Ok(Templates::default());
+        }
+        postcard::from_bytes(&saved.templates).map_err(|error| CheckpointError::State {
+            what: "templates of a lane".to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
     /// Adds what changed since the last time to `part`; returns all that [`Segmenter::load`] needs
     /// to go on as if nothing had happened. Counts are not part of it.
     ///
     /// # Errors
     /// If a window cannot be turned into bytes, or the store fails.
     pub fn save(&mut self, part: &Part) -> Result<SavedWindows, CheckpointError> {
-        let lane = postcard::to_stdvec(&self.progress).map_err(|error| CheckpointError::State {
+        let failed = |error: postcard::Error| CheckpointError::State {
             what: format!("windows of {}", self.lane),
             reason: error.to_string(),
-        })?;
-        Ok(SavedWindows { lane, keys: self.keys.save(part)? })
+        };
+        let lane = postcard::to_stdvec(&self.progress).map_err(failed)?;
+        let templates = self.templates.as_ref().map(postcard::to_stdvec);
+        let templates = templates.transpose().map_err(failed)?.unwrap_or_default();
+        Ok(SavedWindows { lane, templates, keys: self.keys.save(part)? })
     }
 
-    /// Adds one batch in [`crate::decode::records_schema`]; returns the segments it completed.
+    /// Adds one batch in [`crate::decode::records_schema`], or of lines in
+    /// [`crate::decode::log_schema`]; returns the segments it completed.
     ///
     /// # Errors
     /// If the batch has other columns, or the store fails.
@@ -153,7 +178,12 @@ impl Segmenter {
                 .collect::<Vec<_>>()
                 .join(", "),
         };
-        if batch.num_columns() != FIRST_CHANNEL_COLUMN + self.progress.shape.observed {
+        let values = if self.templates.is_some() {
+            SEVERITY_COLUMN + 1 - FIRST_CHANNEL_COLUMN
+        } else {
+            self.progress.shape.observed
+        };
+        if batch.num_columns() != FIRST_CHANNEL_COLUMN + values {
             return Err(mismatch());
         }
         let keys = batch.column(KEY_COLUMN).as_string_opt::<i32>().ok_or_else(mismatch)?;
@@ -167,12 +197,20 @@ impl Segmenter {
             .as_primitive_opt::<Int64Type>()
             .ok_or_else(mismatch)?
             .values();
-        let columns = batch.columns()[FIRST_CHANNEL_COLUMN..]
+        let texts = match &self.templates {
+            Some(_) => {
+                let texts = batch.column(MESSAGE_COLUMN).as_string_opt::<i32>();
+                Some(texts.ok_or_else(mismatch)?)
+            }
+            None => None,
+        };
+        let first = if texts.is_some() { SEVERITY_COLUMN } else { FIRST_CHANNEL_COLUMN };
+        let columns = batch.columns()[first..]
             .iter()
             .map(|column| column.as_primitive_opt::<Float32Type>().ok_or_else(mismatch))
             .collect::<Result<Vec<_>, _>>()?;
 
-        let Self { lane, progress, keys: windows, stats } = self;
+        let Self { lane, progress, keys: windows, templates, stats } = self;
         let failed = |reason| WindowError::Store { lane: lane.clone(), reason };
         windows.fetch(keys.iter().flatten()).map_err(failed)?;
         let mut out = Segments::default();
@@ -182,6 +220,11 @@ impl Segmenter {
             for (value, column) in sample.iter_mut().zip(&columns) {
                 *value = if column.is_valid(row) { column.value(row) } else { f32::NAN };
             }
+            let tag = templates.as_mut().zip(texts).map(|(templates, texts)| {
+                let (channels, tag) = templates.read(texts.value(row), sample[0]);
+                sample.copy_from_slice(&channels);
+                tag
+            });
             let key = keys.value(row);
             let slot = match previous {
                 Some((same, slot)) if same == key => slot,
@@ -193,8 +236,9 @@ impl Segmenter {
             let time = times[row];
             progress.max_time = Some(progress.max_time.map_or(time, |max| max.max(time)));
             let (key, window) = windows.at(slot);
-            let cut = Cut { shape: &progress.shape, lane, key };
-            window.push(&cut, time, offsets[row], &sample, &mut out, stats);
+            let cut = Cut { shape: &progress.shape, lane, key, templates: templates.as_ref() };
+            let record = Record { time, offset: offsets[row], values: &sample, tag };
+            window.push(&cut, record, &mut out, stats);
         }
         let Progress { first_sequence, first_run, .. } = progress;
         let evicted = windows.shrink(|window| {
@@ -227,9 +271,11 @@ impl Segmenter {
         mut deliver: impl FnMut(Segments),
     ) -> Result<Segments, WindowError> {
         let mut out = Segments::default();
-        let Self { lane, progress: Progress { shape, .. }, keys, stats } = self;
+        let Self { lane, progress: Progress { shape, .. }, keys, templates, stats } = self;
+        let templates = templates.as_ref();
         keys.visit_open(|key, window| {
-            window.advance(&Cut { shape, lane, key }, watermark, &mut out, stats);
+            let cut = Cut { shape, lane, key, templates };
+            window.advance(&cut, watermark, &mut out, stats);
             if out.len() >= most {
                 deliver(std::mem::take(&mut out));
             }
@@ -281,7 +327,8 @@ mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
     use crate::config;
-    use crate::decode::records_schema;
+    use crate::decode::{log_schema, records_schema};
+    use crate::templates::{CHANNELS, SILENCE};
 
     /// One channel, windows of 3 samples at every sample, no lateness.
     fn shape() -> WindowShape {
@@ -391,6 +438,60 @@ mod tests {
 
     fn sequences(segments: &Segments) -> Vec<(&str, u64)> {
         segments.meta.iter().map(|meta| (&*meta.key, meta.sequence)).collect()
+    }
+
+    /// Lines of key `m`, a second apart.
+    fn lines(first: i64, texts: &[&str]) -> RecordBatch {
+        let times = (first..).map(|at| at * 1_000_000).take(texts.len());
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(texts.iter().map(|_| "m"))),
+            Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")),
+            Arc::new(Int64Array::from_iter_values((first..).take(texts.len()))),
+            Arc::new(StringArray::from_iter_values(texts)),
+            Arc::new(Float32Array::from_iter(texts.iter().map(|_| Some(1.0)))),
+        ];
+        RecordBatch::try_new(log_schema(), columns).unwrap()
+    }
+
+    #[test]
+    fn segments_of_lines_name_the_templates_that_stand_out_and_know_the_silence() {
+        let width = CHANNELS.len();
+        let shape = WindowShape {
+            channels: width,
+            observed: width,
+            length: 4,
+            stride: 4,
+            lateness: 500_000,
+            lines: true,
+            ..WindowShape::default()
+        };
+        let mut segmenter = segmenter(&shape);
+        let usual: Vec<String> = (0..400).map(|at| format!("job {at} done")).collect();
+        let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
+        segmenter.push(&lines(0, &usual)).unwrap();
+        segmenter.advance(i64::MAX).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut loaded = saved_and_loaded(&mut segmenter, &store(folder.path()), 100);
+        let odd = ["job 1 done", "disk full on sda1", "job 2 done", "job 3 done"];
+        for segmenter in [&mut segmenter, &mut loaded] {
+            let mut segments = segmenter.push(&lines(1000, &odd)).unwrap();
+            segments.append(&mut segmenter.advance(i64::MAX).unwrap());
+            assert_eq!(segments.len(), 1);
+            let named: Vec<&str> = segments.templates[0].iter().map(|one| &*one.text).collect();
+            assert_eq!(named, ["disk full on sda<*>", "job <*> done"]);
+            assert!(segments.templates[0][0].weight > 10.0 * segments.templates[0][1].weight);
+            let silences = &segments.values[SILENCE * 4..][..4];
+            let second = 2.0_f32.ln();
+            assert_eq!(silences, [602.0_f32.ln(), second, second, second]);
+        }
+    }
+
+    #[test]
+    fn lines_cannot_be_cut_without_their_text() {
+        let width = CHANNELS.len();
+        let shape = WindowShape { channels: width, observed: width, lines: true, ..shape() };
+        let error = segmenter(&shape).push(&at_times(&[1])).err().unwrap().to_string();
+        assert!(error.contains("found"), "{error}");
     }
 
     #[test]
