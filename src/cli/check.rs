@@ -6,6 +6,7 @@ use super::service::open_sinks;
 use crate::checkpoint::Store;
 use crate::config::{Delivery, Pipeline};
 use crate::decode::{DecodeError, Decoder};
+use crate::registry::Registry;
 use crate::runtime::{Opened, RuntimeError};
 
 #[derive(Debug, clap::Args)]
@@ -15,8 +16,8 @@ pub struct Arguments {
     /// Override a key of the file, such as `--set source.group=trial`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Also connect: brokers, topics, rights, files, folders. Output topics that are missing are
-    /// made, as `run` would.
+    /// Also connect: brokers, topics, rights, the schema registry, files, folders. Output topics
+    /// that are missing are made, and schemas registered, as `run` would.
     #[arg(long)]
     connect: bool,
     /// Print the file with all defaults filled in, secrets hidden.
@@ -31,6 +32,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{pipeline}");
     }
     if arguments.connect {
+        if let Some(registry) = &pipeline.registry {
+            Registry::new(registry)?.ping()?;
+            println!("connected: the schema registry answers");
+        }
         let store = Store::open(&pipeline.checkpoint)?;
         // A transactional producer of the same name would fence one that runs.
         let mut asking = pipeline.clone();

@@ -1,6 +1,7 @@
 //! Why a result could not be delivered.
 
 use crate::objects::ObjectError;
+use crate::registry::RegistryError;
 
 /// An output that failed, with what a person needs to act on it.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,15 @@ pub enum SinkError {
     /// A property that librdkafka does not take.
     #[error("sink.kafka.properties: {reason}")]
     Property { reason: String },
+    /// The registry does not have, or give, what Avro messages need.
+    #[error("sink.kafka.format = \"avro\": {0}")]
+    Registry(#[from] RegistryError),
+    /// A schema that is not registered, and is not to be.
+    #[error(
+        "subject {subject} of the schema registry {registry} lacks {schema}: register it, or set \
+         registry.register = true"
+    )]
+    MissingSchema { subject: String, registry: String, schema: &'static str },
     /// A message that the brokers did not take.
     #[error("topic {topic}: {reason}")]
     Delivery { topic: String, reason: String, retryable: bool },
@@ -43,8 +53,10 @@ impl SinkError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Object(error) => error.is_retryable(),
+            Self::Registry(error) => error.is_retryable(),
             Self::Delivery { retryable, .. } | Self::Transaction { retryable, .. } => *retryable,
             Self::MissingTopic { .. }
+            | Self::MissingSchema { .. }
             | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::Property { .. }

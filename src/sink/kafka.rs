@@ -1,8 +1,13 @@
 //! Results to Kafka topics.
 
+mod arrow;
+mod avro;
+mod encode;
+mod json;
+
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,9 +23,9 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
 };
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::{Serialize, Serializer};
 
-use super::{Cause, Outputs, Positions, Score, SegmentMeta, Sink, SinkError, StagedFile};
+use self::encode::Encoder;
+use super::{Outputs, Positions, Sink, SinkError, StagedFile};
 use crate::config;
 use crate::decode::DeadLetter;
 use crate::faults::step;
@@ -80,18 +85,16 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// predecessor that still lives is fenced. Where the source keeps no positions, the commit is a
 /// mark in the group `contrastream-<pipeline>`, at the topic of dead letters.
 ///
-/// Each segment becomes one message on the topic of embeddings and one on that of anomalies, JSON
-/// with the fields of `schemas/`, keyed by the record's key. A number that is not finite is `null`
-/// there. At most 96 MiB (`queue.buffering.max.kbytes`) wait to be sent; when that is full, writing
+/// Each segment becomes one message on the topic of embeddings and one on that of anomalies, with
+/// the fields of `schemas/`, keyed by the record's key; in Arrow, a message holds successive
+/// segments of one key. At most 96 MiB (`queue.buffering.max.kbytes`) wait to be sent; when that is full, writing
 /// waits. What was not flushed is lost when the sink is dropped.
 pub struct KafkaSink {
     producer: ThreadedProducer<Deliveries>,
-    pipeline: String,
     topics: Topics,
     /// Most bytes of a dead letter, with its headers.
     largest_letter: usize,
-    /// The JSON of one message, reused.
-    json: Vec<u8>,
+    encoder: Encoder,
     brokers: String,
     transactions: Option<Transactions>,
 }
@@ -127,14 +130,16 @@ impl KafkaSink {
     ///
     /// # Errors
     /// If no broker answers within 10 seconds, a topic is missing and cannot be created, or a
-    /// property is not one that librdkafka takes. The right to write shows only in
-    /// [`KafkaSink::write`] and [`KafkaSink::flush`].
+    /// property is not one that librdkafka takes; if messages are to be Avro and the registry has
+    /// not their schemas. The right to write shows only in [`KafkaSink::write`] and
+    /// [`KafkaSink::flush`].
     pub fn connect(
         config: &config::KafkaSink,
         pipeline: &config::Pipeline,
     ) -> Result<Self, SinkError> {
         let topics = Topics::new(config, &pipeline.name);
         let (brokers, mut settings) = settings(config, pipeline)?;
+        let encoder = Encoder::new(config.format, pipeline, &topics)?;
 
         let transactions =
             Transactions::new(pipeline, &brokers, &topics.dead_letters, &mut settings)?;
@@ -153,10 +158,9 @@ impl KafkaSink {
             producer,
             brokers,
             transactions,
-            pipeline: pipeline.name.clone(),
             largest_letter: number(&settings, "message.max.bytes").min(limits.dead_letters),
+            encoder,
             topics,
-            json: Vec::new(),
         })
     }
 
@@ -219,22 +223,23 @@ impl Sink for KafkaSink {
     fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError> {
         self.begin()?;
         self.expect_delivered()?;
-        let length = outputs.embeddings.len() / outputs.segments.len().max(1);
-        for (index, segment) in outputs.segments.iter().enumerate() {
+        let mut next = 0;
+        while let Some(segment) = outputs.segments.get(next) {
+            let run = self.encoder.run(outputs, next);
+            let key = segment.key.as_bytes();
             if let Some(topic) = &self.topics.embeddings {
-                let embedding = &outputs.embeddings[index * length..(index + 1) * length];
-                let model = outputs.model_version;
-                let message = EmbeddingMessage::new(&self.pipeline, segment, model, embedding);
-                encode(topic, &message, &mut self.json)?;
-                self.send(BaseRecord::to(topic).key(segment.key.as_bytes()).payload(&*self.json))?;
+                self.encoder
+                    .embeddings(outputs, run.clone())
+                    .map_err(|error| unfit(topic, error))?;
+                self.send(BaseRecord::to(topic).key(key).payload(self.encoder.message()))?;
             }
-            if let (Some(topic), Some(score)) = (&self.topics.anomalies, outputs.scores.get(index))
-            {
-                let model = outputs.model_version;
-                let message = AnomalyMessage::new(&self.pipeline, segment, model, score);
-                encode(topic, &message, &mut self.json)?;
-                self.send(BaseRecord::to(topic).key(segment.key.as_bytes()).payload(&*self.json))?;
+            if let Some(topic) = &self.topics.anomalies {
+                self.encoder
+                    .anomalies(outputs, run.clone())
+                    .map_err(|error| unfit(topic, error))?;
+                self.send(BaseRecord::to(topic).key(key).payload(self.encoder.message()))?;
             }
+            next = run.end;
         }
         Ok(())
     }
@@ -745,110 +750,9 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// One message on the topic of embeddings.
-#[derive(Serialize)]
-struct EmbeddingMessage<'a> {
-    pipeline: &'a str,
-    key: &'a str,
-    window_start: i64,
-    window_end: i64,
-    sequence: u64,
-    model_version: u64,
-    embedding: &'a [f32],
-    topic: &'a str,
-    partition: i32,
-    first_offset: i64,
-    last_offset: i64,
-}
-
-impl<'a> EmbeddingMessage<'a> {
-    fn new(pipeline: &'a str, segment: &'a SegmentMeta, model: u64, embedding: &'a [f32]) -> Self {
-        Self {
-            pipeline,
-            key: &segment.key,
-            window_start: segment.window_start,
-            window_end: segment.window_end,
-            sequence: segment.sequence,
-            model_version: model,
-            embedding,
-            topic: &segment.lane.topic,
-            partition: segment.lane.partition,
-            first_offset: segment.first_offset,
-            last_offset: segment.last_offset,
-        }
-    }
-}
-
-/// One message on the topic of anomalies.
-#[derive(Serialize)]
-struct AnomalyMessage<'a> {
-    pipeline: &'a str,
-    key: &'a str,
-    window_start: i64,
-    window_end: i64,
-    sequence: u64,
-    score: f64,
-    p_value: f64,
-    surprise: f32,
-    distance: f32,
-    residual: f32,
-    alert: bool,
-    alert_id: Option<&'a str>,
-    causes: Causes<'a>,
-    missing: &'a [Arc<str>],
-    model_version: u64,
-    warm: bool,
-}
-
-impl<'a> AnomalyMessage<'a> {
-    fn new(pipeline: &'a str, segment: &'a SegmentMeta, model: u64, score: &'a Score) -> Self {
-        Self {
-            pipeline,
-            key: &segment.key,
-            window_start: segment.window_start,
-            window_end: segment.window_end,
-            sequence: segment.sequence,
-            score: score.score,
-            p_value: score.p_value,
-            surprise: score.surprise,
-            distance: score.distance,
-            residual: score.residual,
-            alert: score.alert,
-            alert_id: score.alert_id.as_deref(),
-            causes: Causes(&score.causes),
-            missing: &score.missing,
-            model_version: model,
-            warm: score.warm,
-        }
-    }
-}
-
-/// Shares of channels, by name.
-struct Causes<'a>(&'a [Cause]);
-
-#[derive(Serialize)]
-struct CauseMessage<'a> {
-    channel: &'a str,
-    share: f32,
-}
-
-impl Serialize for Causes<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let causes = self.0.iter();
-        serializer.collect_seq(
-            causes.map(|cause| CauseMessage { channel: &cause.channel, share: cause.share }),
-        )
-    }
-}
-
-/// Replaces `json` by the JSON of `message`.
-fn encode(topic: &str, message: &impl Serialize, json: &mut Vec<u8>) -> Result<(), SinkError> {
-    json.clear();
-    serde_json::to_writer(json, message).map_err(|error| SinkError::Delivery {
-        topic: topic.to_owned(),
-        reason: error.to_string(),
-        retryable: false,
-    })
+/// Results that cannot be encoded.
+fn unfit(topic: &str, reason: impl ToString) -> SinkError {
+    SinkError::Delivery { topic: topic.to_owned(), reason: reason.to_string(), retryable: false }
 }
 
 /// The headers that say why a message is a dead letter and where it came from.
@@ -911,13 +815,14 @@ impl<'a> Cut<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
+    use super::super::{Cause, Score, SegmentMeta};
     use super::*;
     use crate::source::Lane;
 
-    fn segment() -> SegmentMeta {
+    pub(super) fn segment() -> SegmentMeta {
         SegmentMeta {
             key: Arc::from("pump \"7\""),
             lane: Lane::new("plant.sensors", 3),
@@ -929,7 +834,7 @@ mod tests {
         }
     }
 
-    fn score() -> Score {
+    pub(super) fn score() -> Score {
         Score {
             score: 0.75,
             p_value: 0.001,
@@ -957,64 +862,6 @@ mod tests {
             stage: "decode",
             reason: "not json".to_owned(),
         }
-    }
-
-    fn json(message: &impl Serialize) -> String {
-        let mut json = b"of the message before".to_vec();
-        encode("t", message, &mut json).unwrap();
-        String::from_utf8(json).unwrap()
-    }
-
-    #[test]
-    fn an_embedding_has_its_fields_in_the_documented_order() {
-        let segment = segment();
-        let message = EmbeddingMessage::new("plant", &segment, 5, &[0.6, -0.8]);
-        assert_eq!(
-            json(&message),
-            concat!(
-                r#"{"pipeline":"plant","key":"pump \"7\"","window_start":1700000000000000,"#,
-                r#""window_end":1700000063000000,"sequence":11,"model_version":5,"#,
-                r#""embedding":[0.6,-0.8],"topic":"plant.sensors","partition":3,"#,
-                r#""first_offset":40,"last_offset":103}"#
-            )
-        );
-    }
-
-    #[test]
-    fn an_anomaly_names_its_causes_and_has_its_fields_in_the_documented_order() {
-        let (segment, score) = (segment(), score());
-        let message = AnomalyMessage::new("plant", &segment, 5, &score);
-        assert_eq!(
-            json(&message),
-            concat!(
-                r#"{"pipeline":"plant","key":"pump \"7\"","window_start":1700000000000000,"#,
-                r#""window_end":1700000063000000,"sequence":11,"score":0.75,"p_value":0.001,"#,
-                r#""surprise":2.5,"distance":0.125,"residual":6.0,"alert":true,"#,
-                r#""alert_id":"pump-7/11","causes":[{"channel":"vibration","share":0.75},"#,
-                r#"{"channel":"temperature","share":0.25}],"missing":["speed"],"model_version":5,"warm":true}"#
-            )
-        );
-    }
-
-    #[test]
-    fn numbers_that_are_not_finite_and_absent_alerts_are_null() {
-        let segment = segment();
-        let calm = Score {
-            surprise: f32::NAN,
-            distance: f32::INFINITY,
-            p_value: f64::NAN,
-            alert: false,
-            alert_id: None,
-            causes: Vec::new(),
-            missing: Vec::new(),
-            ..score()
-        };
-        let anomaly = json(&AnomalyMessage::new("plant", &segment, 5, &calm));
-        assert!(anomaly.contains(r#""p_value":null,"surprise":null,"distance":null"#));
-        assert!(anomaly.contains(r#""alert":false,"alert_id":null,"causes":[]"#));
-
-        let embedding = json(&EmbeddingMessage::new("plant", &segment, 5, &[f32::NAN, 1.0]));
-        assert!(embedding.contains(r#""embedding":[null,1.0]"#));
     }
 
     #[test]

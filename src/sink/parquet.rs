@@ -1,7 +1,7 @@
 //! Results to Parquet files.
 
 mod dead_letters;
-mod rows;
+pub(super) mod rows;
 mod staging;
 
 use std::fs::File;

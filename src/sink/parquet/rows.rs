@@ -24,7 +24,7 @@ const ROW_GROUP_BYTES: usize = 32 << 20;
 const BYTES_BESIDE_EMBEDDING: u64 = 160;
 
 /// About the bytes of a row before it is encoded.
-pub(super) fn plain_row_bytes(embedding: usize) -> u64 {
+pub(in crate::sink) fn plain_row_bytes(embedding: usize) -> u64 {
     embedding as u64 * size_of::<f32>() as u64 + BYTES_BESIDE_EMBEDDING
 }
 
@@ -32,7 +32,7 @@ pub(super) fn plain_row_bytes(embedding: usize) -> u64 {
 ///
 /// # Errors
 /// If an embedding is longer than Arrow's lists may be.
-pub(super) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError> {
+pub(in crate::sink) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError> {
     let length = i32::try_from(embedding)
         .map_err(|_| ArrowError::SchemaError(format!("{embedding} values in an embedding")))?;
     let name = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
@@ -117,7 +117,7 @@ pub(super) fn properties() -> WriterProperties {
 }
 
 /// Rows that are not encoded yet. What is the same in all rows is given once.
-pub(super) struct Rows {
+pub(in crate::sink) struct Rows {
     schema: SchemaRef,
     pipeline: Arc<str>,
     columns: Columns,
@@ -154,7 +154,7 @@ struct Columns {
 
 impl Rows {
     /// No rows.
-    pub(super) fn new(pipeline: Arc<str>, schema: SchemaRef) -> Self {
+    pub(in crate::sink) fn new(pipeline: Arc<str>, schema: SchemaRef) -> Self {
         Self { schema, pipeline, columns: Columns::default() }
     }
 
@@ -164,7 +164,7 @@ impl Rows {
     }
 
     /// Appends one row; `embedding` has the schema's length.
-    pub(super) fn push(
+    pub(in crate::sink) fn push(
         &mut self,
         segment: &SegmentMeta,
         embedding: &[f32],
@@ -206,7 +206,7 @@ impl Rows {
     ///
     /// # Errors
     /// If an embedding had another length than the schema's.
-    pub(super) fn take(&mut self) -> Result<RecordBatch, ArrowError> {
+    pub(in crate::sink) fn take(&mut self) -> Result<RecordBatch, ArrowError> {
         let columns = std::mem::take(&mut self.columns);
         let embedding_type = self.schema.field_with_name("embedding")?.data_type();
         let DataType::FixedSizeList(value_field, length) = embedding_type else {
