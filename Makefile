@@ -41,7 +41,7 @@ lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 	@$(CARGO) clippy --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck scripts/setup scripts/kafka scripts/venv scripts/test scripts/compose-check \
+		shellcheck scripts/setup scripts/kafka scripts/registry scripts/venv scripts/test scripts/compose-check \
 			scripts/fuzz fuzz/rustc scripts/soak .ci/run; \
 	else \
 		echo "shellcheck is not installed: scripts not checked"; \
