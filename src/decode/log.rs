@@ -262,4 +262,82 @@ mod tests {
             "records.key: expected \"host\" among the columns, found \"time\", \"message\""
         );
     }
+
+    /// The examples of docs/logs.md.
+    #[test]
+    fn lines_of_well_known_systems_are_taken_apart() {
+        let (key, level) = (Some("host"), Some("level"));
+        for (pattern, key, severity, format, line, expected) in [
+            (
+                r"^(?<time>\w+ +\d+ [\d:]+) (?<host>\S+) (?<message>[^:\[]+(?:\[\d+\])?: .*)$",
+                key,
+                None,
+                Some("%b %d %H:%M:%S"),
+                "Dec 10 06:55:46 LabSZ sshd[24200]: Invalid user a from 1.2.3.4",
+                "LabSZ sshd[24200]: Invalid user a from 1.2.3.4",
+            ),
+            (
+                r"^<\d+>1 (?<time>\S+) (?<host>\S+) (?<app>\S+) \S+ \S+ (?:\[.*\])?-? (?<message>.*)$",
+                key,
+                None,
+                None,
+                "<34>1 2026-01-01T00:00:00Z web app 77 ID47 - it broke",
+                "web it broke",
+            ),
+            (
+                r"^\S+ \S+ \S+ \[(?<time>[^\]]+)\] (?<message>.*)$",
+                None,
+                None,
+                Some("%d/%b/%Y:%H:%M:%S %z"),
+                "1.2.3.4 - - [10/Oct/2026:13:55:36 +0000] \"GET / HTTP/1.1\" 200 612",
+                "key \"GET / HTTP/1.1\" 200 612",
+            ),
+            (
+                r"^(?<time>\d+ \d+) \d+ (?<level>[A-Z]+) (?<host>[^:]+): (?<message>.*)$",
+                key,
+                level,
+                Some("%y%m%d %H%M%S"),
+                "081109 203615 148 INFO dfs.DataNode$PacketResponder: PacketResponder 1 ends",
+                "dfs.DataNode$PacketResponder PacketResponder 1 ends",
+            ),
+            (
+                r"^\S+ (?<time>\d+) \S+ (?<host>[^-]+)\S* \S+ \S+ (?<message>\S+ \S+ (?<level>[A-Z]+) .*)$",
+                key,
+                level,
+                None,
+                "- 1117838570 2005.06.03 R02-M1-N0-C:J12-U11 2005-06-03-15.42.50.675872 \
+                 R02-M1-N0-C:J12-U11 RAS KERNEL INFO instruction cache parity error corrected",
+                "R02 RAS KERNEL INFO instruction cache parity error corrected",
+            ),
+            (
+                r"^(?<time>\S+ \S+) (?<level>[A-Z]+) (?<message>.*)$",
+                None,
+                level,
+                Some("%y/%m/%d %H:%M:%S"),
+                "17/06/09 20:10:40 INFO executor.Executor: Running task",
+                "key executor.Executor: Running task",
+            ),
+            (
+                r"^(?<time>\S+ [\d:]+),\d+ - (?<level>[A-Z]+) +\[.*?\] - (?<message>.*)$",
+                None,
+                level,
+                None,
+                "2015-07-29 17:41:44,747 - INFO  [QuorumPeer[myid=1]/0:0:0:0:0:0:0:0:2181:FastLeaderElection@774] \
+                 - Notification time out: 3200",
+                "key Notification time out: 3200",
+            ),
+        ] {
+            let records = Records {
+                key: key.map(str::to_owned),
+                severity: severity.map(str::to_owned),
+                time_format: format.map(str::to_owned),
+                ..records()
+            };
+            let decoded = decode(&mut decoder(&records, &[pattern]).unwrap(), &[line.as_bytes()]);
+            assert!(decoded.dead_letters.is_empty(), "{}", decoded.dead_letters[0].reason);
+            let (key, _, text, found) = lines(&decoded).remove(0);
+            assert_eq!(format!("{key} {text}"), expected);
+            assert_eq!(found, severity.map(|_| 1.0), "{line}");
+        }
+    }
 }
