@@ -16,11 +16,10 @@
 //! | [`runtime`] | threads, bounded channels, epochs and shutdown |
 //!
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
-//! health), [`infer`] (a pipeline file for records that are looked at), [`keys`] (bounded state per key), [`objects`] (what outlives the process, in a folder or
-//! a bucket), [`similar`] (nearest neighbours among embeddings), [`evaluate`] (labelled recordings and their metrics).
 //! health), [`infer`] (a pipeline file for records that are looked at), [`keys`] (bounded state per
 //! key), [`objects`] (what outlives the process, in a folder or a bucket), [`registry`] (schemas of
-//! Avro), [`evaluate`] (labelled recordings and their metrics).
+//! Avro), [`similar`] (nearest neighbours among embeddings), [`evaluate`] (labelled recordings and
+//! their metrics).
 
 pub mod checkpoint;
 pub mod cli;

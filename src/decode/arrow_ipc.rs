@@ -597,7 +597,7 @@ mod tests {
             let decoded = decode(&wide(), &[&whole[..end], &whole]);
             // At the end of a batch, or of the schema, it is a shorter stream.
             if decoded.dead_letters.is_empty() {
-                assert!(decoded.records.num_rows() % 3 == 0);
+                assert!(decoded.records.num_rows().is_multiple_of(3));
                 continue;
             }
             assert_eq!(decoded.records.num_rows(), 6, "{end}");

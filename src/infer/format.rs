@@ -114,8 +114,8 @@ impl Rows {
     fn into_format(self) -> TextFormat {
         let first = self.rows.first().cloned().unwrap_or_default();
         let below = self.rows.iter().skip(1).take(20);
-        let header = !first.iter().any(is_measured)
-            && below.clone().any(|row| row.iter().any(is_measured))
+        let header = !first.iter().any(|cell| is_measured(cell))
+            && below.clone().any(|row| row.iter().any(|cell| is_measured(cell)))
             && first.iter().skip(1).all(|name| !name.trim().is_empty());
         let columns = if header { first } else { Vec::new() };
         let csv = Csv { delimiter: self.delimiter, columns };
@@ -124,7 +124,7 @@ impl Rows {
 }
 
 /// Whether a cell holds a number or a time.
-fn is_measured(cell: &String) -> bool {
+fn is_measured(cell: &str) -> bool {
     Value::of_text(cell).number().is_some() || Clock::of_text(cell).is_some()
 }
 

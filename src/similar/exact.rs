@@ -117,7 +117,7 @@ mod tests {
         for rows in [0, 1, 9, BLOCK, 3 * BLOCK + 17] {
             let values = unit_rows(rows, 1);
             let queries = unit_rows(3, 2);
-            let allowed = |query: usize, row: usize| (query + row) % 5 != 0;
+            let allowed = |query: usize, row: usize| !(query + row).is_multiple_of(5);
             let found = nearest(&values, WIDTH, &queries, 10, allowed);
             for (query, found) in found.iter().enumerate() {
                 let cosine = |row: usize| -> f32 {

@@ -52,7 +52,7 @@ struct FileLane {
 
 enum Reader {
     Text {
-        lines: Lines,
+        lines: Box<Lines>,
         /// Position in [`FileSource::decoders`].
         decoder: usize,
     },
@@ -94,7 +94,14 @@ impl FileSource {
             };
             let reader = match format {
                 Format::Json | Format::Log | Format::Fhir => Reader::Text {
-                    lines: Lines::open(&path, None, key, position, batch_rows, &dialects.open)?,
+                    lines: Box::new(Lines::open(
+                        &path,
+                        None,
+                        key,
+                        position,
+                        batch_rows,
+                        &dialects.open,
+                    )?),
                     decoder: dialects.decoder(&path, format, Vec::new())?,
                 },
                 Format::Csv => dialects.csv(&path, key, position, batch_rows)?,
@@ -265,7 +272,7 @@ impl Dialects<'_> {
             self.encoding.csv.columns.clone()
         };
         let decoder = self.decoder(path, Format::Csv, columns)?;
-        Ok(Reader::Text { lines, decoder })
+        Ok(Reader::Text { lines: Box::new(lines), decoder })
     }
 
     fn decoder(

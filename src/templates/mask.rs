@@ -97,7 +97,7 @@ impl Line {
         let token = Token {
             start,
             end,
-            hash: hash(self.text[start..].as_bytes()),
+            hash: hash(&self.text.as_bytes()[start..]),
             raw: hash(word.as_bytes()),
             has_mask,
         };
@@ -129,12 +129,10 @@ fn mask(word: &str, out: &mut String) -> bool {
         let is_sign = |at: usize| matches!(out.as_bytes()[at], b'-' | b'+');
         let before = out.len() - 1.min(out.len());
         if kept.is_empty() && out.len() > begin {
-            let follows_mask = masked_to == Some(before);
-            if follows_mask && JOINTS.contains(&out.as_bytes()[before]) {
-                out.truncate(before);
-            } else if is_sign(before)
-                && (before == begin || !out.as_bytes()[before - 1].is_ascii_alphanumeric())
-            {
+            let is_joint = masked_to == Some(before) && JOINTS.contains(&out.as_bytes()[before]);
+            let is_sign_of_number = is_sign(before)
+                && (before == begin || !out.as_bytes()[before - 1].is_ascii_alphanumeric());
+            if is_joint || is_sign_of_number {
                 out.truncate(before);
             }
         }

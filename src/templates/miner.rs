@@ -9,6 +9,7 @@
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 
 use super::mask::{Line, MASK, Token, hash, mixed};
 
@@ -144,14 +145,14 @@ impl Miner {
     /// The template that is most like `line`, if any is enough so. Of equals, the one with most
     /// parameters, then the oldest.
     fn most_similar(&self, leaf: u64, line: &Line) -> Option<usize> {
-        let mut best: Option<((f64, usize, std::cmp::Reverse<u64>), usize)> = None;
+        let mut best = None;
         for &slot in self.leaves.get(&leaf)? {
             let template = &self.saved.templates[slot];
             let Some((similarity, parameters)) = template.similarity(line.tokens()) else {
                 continue;
             };
-            let rank = (similarity, parameters, std::cmp::Reverse(template.id));
-            if similarity >= SIMILARITY && best.is_none_or(|(most, _)| rank > most) {
+            let rank = (similarity, parameters, Reverse(template.id));
+            if similarity >= SIMILARITY && best.as_ref().is_none_or(|(most, _)| rank > *most) {
                 best = Some((rank, slot));
             }
         }
