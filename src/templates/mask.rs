@@ -6,7 +6,7 @@
 //! | what | example | becomes |
 //! | --- | --- | --- |
 //! | numbers, with sign | `-17` | `<*>` |
-//! | hexadecimal numbers | `0x1f`, `7fe3a9` | `<*>` |
+//! | hexadecimal numbers | `0x1f`, `7fe3a9`, `ffaebbae` | `<*>` |
 //! | groups of either with `.` `:` `,` `/` `-` between: addresses, times, dates, ids | `10.0.0.1:80` | `<*>` |
 //! | digits in a word | `core12`, `12ms`, `blk_-17` | `core<*>`, `<*>ms`, `blk_<*>` |
 //! | words that digits are all over | `x3f9q1` | `<*>` |
@@ -22,6 +22,8 @@ pub const MASK: &str = "<*>";
 const MAX_TOKENS: usize = 64;
 /// Bytes of a token, or a few fewer; the rest is left out.
 const MAX_TOKEN_BYTES: usize = 64;
+/// Letters from a to f in a row that are no word.
+const LONG_HEX: usize = 8;
 /// What may stand between the numbers of one parameter.
 const JOINTS: &[u8] = b".:,/-";
 
@@ -80,7 +82,7 @@ impl Line {
 
     fn push(&mut self, word: &str) {
         let start = self.text.len();
-        let has_mask = if word.bytes().any(|byte| byte.is_ascii_digit()) {
+        let has_mask = if may_be_masked(word) {
             mask(word, &mut self.text)
         } else {
             self.text.push_str(word);
@@ -110,6 +112,15 @@ impl Line {
             self.tokens.push(token);
         }
     }
+}
+
+/// Whether `word` has a digit, or is long enough for a hexadecimal number without one.
+fn may_be_masked(word: &str) -> bool {
+    let mut hex = 0;
+    word.bytes().any(|byte| {
+        hex = if byte.is_ascii_hexdigit() { hex + 1 } else { 0 };
+        byte.is_ascii_digit() || hex >= LONG_HEX
+    })
 }
 
 /// Appends `word` with its parameters masked; returns whether it has any.
@@ -160,11 +171,14 @@ fn parameter(word: &str, at: usize) -> (Range<usize>, Range<usize>) {
         let end = end.unwrap_or(bytes.len());
         return (at..end, end..end);
     }
-    let is_digit = |at: &usize| bytes[*at].is_ascii_digit();
-    let Some(first) = (at..end).find(is_digit) else { return (at..end, end..end) };
-    let after = (first..end).find(|at| !is_digit(at)).unwrap_or(end);
     let digits = bytes[at..end].strip_prefix(b"0x").unwrap_or(&bytes[at..end]);
     let is_hex = digits.iter().all(u8::is_ascii_hexdigit);
+    let is_digit = |at: &usize| bytes[*at].is_ascii_digit();
+    let Some(first) = (at..end).find(is_digit) else {
+        let kept = if is_hex && digits.len() >= LONG_HEX { at } else { end };
+        return (at..kept, kept..end);
+    };
+    let after = (first..end).find(|at| !is_digit(at)).unwrap_or(end);
     if is_hex || (after..end).any(|at| is_digit(&at)) {
         return (at..at, at..end);
     }
@@ -234,6 +248,7 @@ mod tests {
         for (line, expected) in [
             ("took 12 of -17 units", "took <*> of <*> units"),
             ("at 0x1f and 7fe3a9, not face", "at <*> and <*>, not face"),
+            ("job ffaebbae, decade facade", "job <*>, decade facade"),
             ("from /10.0.0.1:8080 to 10.0.0.2", "from /<*> to <*>"),
             ("core.1234 node12 took 12ms", "core.<*> node<*> took <*>ms"),
             ("block blk_-6952 of blk_38", "block blk_<*> of blk_<*>"),

@@ -20,7 +20,7 @@ const DEPTH: usize = 2;
 /// Different tokens at one place of the way; further ones go where parameters go.
 const MAX_CHILDREN: usize = 100;
 /// Least share of the positions that tell anything at which line and template agree.
-const SIMILARITY: f64 = 0.7;
+const SIMILARITY: f64 = 0.65;
 
 const MASK_HASH: u64 = hash(MASK.as_bytes());
 /// Lines after which one counts `1/e` of what it did.
