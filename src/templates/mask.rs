@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_long_line_ends_in_one_parameter() {
-        let words: Vec<String> = (0..500).map(|at| "ab".repeat(at + 1)).collect();
+        let words: Vec<String> = (0..500).map(|at| "xy".repeat(at + 1)).collect();
         let mut read = Line::default();
         read.read(&words.join(" "));
         assert_eq!(read.tokens().len(), MAX_TOKENS + 1);
