@@ -15,7 +15,7 @@ demo: ## Watch it learn: generated plant sensors with injected faults, no broker
 	@scripts/setup build
 	@$(CARGO) run --release --locked -- demo
 
-test: ## Run every test, against a real Kafka broker brought up for it
+test: ## Run every test, against a real Kafka broker and schema registry brought up for it
 	@scripts/test
 
 chaos: export CHAOS_KILLS ?= 200
@@ -55,17 +55,20 @@ doc: ## Build the documentation; broken links are errors
 	@scripts/setup build
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked $(FEATURES) --no-deps
 
-broker: ## Start the test broker and keep it: for `cargo test`, eval "$(scripts/kafka env)"
+broker: ## Start test broker and schema registry and keep them: `cargo test` takes what their `env` says
 	@scripts/setup test
 	@scripts/kafka up
+	@scripts/registry up
 
-broker-down: ## Stop the test broker and forget its topics
+broker-down: ## Stop test broker and schema registry, and forget their topics and schemas
 	@scripts/kafka clean
+	@scripts/registry clean
 
 compose-check: ## Validate docker-compose.yml
 	@scripts/compose-check
 
 clean: ## Remove everything built, fetched or started here
 	@scripts/kafka clean
+	@scripts/registry clean
 	@$(CARGO) clean
-	@rm -rf .kafka .venv
+	@rm -rf .kafka .registry .venv

@@ -14,6 +14,7 @@ use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
 };
 use arrow::error::ArrowError;
+use rustc_hash::FxHashMap;
 
 use super::columns::{Cell, Row, RowRules, quoted};
 
@@ -35,8 +36,10 @@ impl Columns {
     /// If a column's values cannot be converted at all; single ones become null.
     pub fn of(rules: &RowRules, batch: &RecordBatch) -> Result<Self, ArrowError> {
         let schema = batch.schema_ref();
+        let names = by_name(schema.fields());
         let fields = rules.fields().iter().enumerate().map(|(at, path)| {
-            let Some((root, rest)) = child_of(schema.fields(), path) else { return Ok(None) };
+            let root = begin(path, |name| names.get(name).copied());
+            let Some((root, rest)) = root else { return Ok(None) };
             Column::find(batch.column(root), schema.field(root), rest, rules.is_text(at))
         });
         Ok(Self { fields: fields.collect::<Result<_, _>>()?, names: names_of(schema) })
@@ -55,7 +58,9 @@ pub(crate) fn names_of(schema: &Schema) -> Vec<String> {
 
 /// Positions of the columns that hold the fields of `rules`, in order.
 pub(crate) fn roots_of(rules: &RowRules, schema: &Schema) -> Vec<usize> {
-    let roots = rules.fields().iter().filter_map(|path| child_of(schema.fields(), path));
+    let names = by_name(schema.fields());
+    let find = |name: &str| names.get(name).copied();
+    let roots = rules.fields().iter().filter_map(|path| begin(path, find));
     let mut roots: Vec<usize> = roots.map(|(root, _)| root).collect();
     roots.sort_unstable();
     roots.dedup();
@@ -78,14 +83,26 @@ pub(crate) fn is_readable(data_type: &DataType) -> bool {
     }
 }
 
-/// The field that `path` begins with, and the rest of it: the longest name counts.
+/// Positions by name, of columns that may be thousands; of one name, the first.
+fn by_name(fields: &[FieldRef]) -> FxHashMap<&str, usize> {
+    fields.iter().enumerate().rev().map(|(at, field)| (field.name().as_str(), at)).collect()
+}
+
+/// The field that `path` begins with, and the rest of it.
 fn child_of<'p>(fields: &[FieldRef], path: &'p str) -> Option<(usize, Option<&'p str>)> {
-    let position = |name: &str| fields.iter().position(|field| field.name() == name);
-    if let Some(whole) = position(path) {
+    begin(path, |name| fields.iter().position(|field| field.name() == name))
+}
+
+/// The name that `path` begins with, as `find` finds it, and the rest of it: the longest counts.
+fn begin<'p>(
+    path: &'p str,
+    find: impl Fn(&str) -> Option<usize>,
+) -> Option<(usize, Option<&'p str>)> {
+    if let Some(whole) = find(path) {
         return Some((whole, None));
     }
     path.rmatch_indices('.')
-        .find_map(|(dot, _)| Some((position(&path[..dot])?, Some(&path[dot + 1..]))))
+        .find_map(|(dot, _)| Some((find(&path[..dot])?, Some(&path[dot + 1..]))))
 }
 
 fn leaf_of<'a>(data_type: &'a DataType, path: Option<&str>) -> Option<&'a DataType> {
@@ -406,5 +423,104 @@ impl Row for ColumnsRow<'_> {
 
     fn found(&self) -> String {
         quoted(&self.columns.names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        ArrayRef, FixedSizeListArray, Int32Array, LargeListArray, StructArray, UnionArray,
+    };
+    use arrow::datatypes::{Fields, Int64Type, UnionFields};
+
+    use super::*;
+    use crate::config::Records;
+
+    /// The cells of `channel` in each row.
+    fn cells(columns: Vec<(&str, ArrayRef)>, channel: &str) -> Vec<String> {
+        let records = Records { channels: vec![channel.to_owned()], ..Records::default() };
+        let rules = RowRules::new(&records).unwrap();
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        // Whether it is a part of a longer batch makes no difference.
+        let columns = Columns::of(&rules, &batch).unwrap();
+        let whole = (0..batch.num_rows()).map(|row| columns.row(row).cell(0).to_string());
+        let whole: Vec<String> = whole.collect();
+        let part = batch.slice(1, batch.num_rows() - 1);
+        let columns = Columns::of(&rules, &part).unwrap();
+        let rest = (0..part.num_rows()).map(|row| columns.row(row).cell(0).to_string());
+        assert_eq!(rest.collect::<Vec<_>>(), whole[1..]);
+        assert_eq!(type_at(batch.schema_ref(), channel).is_some(), whole[0] != "nothing");
+        whole
+    }
+
+    fn numbers(values: &[Option<i64>]) -> ArrayRef {
+        Arc::new(Int64Array::from(values.to_vec()))
+    }
+
+    #[test]
+    fn elements_of_lists_of_all_kinds_are_found() {
+        let lists = [Some(vec![Some(1), Some(2)]), None, Some(vec![]), Some(vec![Some(3), None])];
+        let large = LargeListArray::from_iter_primitive::<Int64Type, _, _>(lists);
+        let large: ArrayRef = Arc::new(large);
+        assert_eq!(cells(vec![("x", Arc::clone(&large))], "x.0"), ["1", "null", "null", "3"]);
+        assert_eq!(cells(vec![("x", Arc::clone(&large))], "x.1"), ["2", "null", "null", "null"]);
+        assert_eq!(cells(vec![("x", Arc::clone(&large))], "x.y"), vec!["nothing"; 4]);
+        assert_eq!(cells(vec![("x", large)], "x"), ["a list", "null", "a list", "a list"]);
+
+        let pairs = [Some(vec![Some(1), Some(2)]), None, Some(vec![Some(3), Some(4)])];
+        let fixed = FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>(pairs, 2);
+        let fixed: ArrayRef = Arc::new(fixed);
+        assert_eq!(cells(vec![("x", Arc::clone(&fixed))], "x.1"), ["2", "null", "4"]);
+        assert_eq!(cells(vec![("x", fixed)], "x.2"), ["null", "null", "null"]);
+    }
+
+    #[test]
+    fn what_is_null_in_a_struct_is_null_throughout() {
+        let fields = Fields::from(vec![Field::new("y", DataType::Int64, true)]);
+        let inner = vec![numbers(&[Some(1), Some(2), None])];
+        let nulls = Some(NullBuffer::from(vec![true, false, true]));
+        let x: ArrayRef = Arc::new(StructArray::new(fields, inner, nulls));
+        assert_eq!(cells(vec![("x", x)], "x.y"), ["1", "null", "null"]);
+    }
+
+    #[test]
+    fn a_column_with_the_whole_name_comes_first() {
+        let fields = Fields::from(vec![Field::new("y.z", DataType::Int64, true)]);
+        let inner = vec![numbers(&[Some(1), Some(2)])];
+        let x: ArrayRef = Arc::new(StructArray::new(fields, inner, None));
+        let whole = numbers(&[Some(7), Some(8)]);
+        assert_eq!(cells(vec![("x", Arc::clone(&x))], "x.y.z"), ["1", "2"]);
+        assert_eq!(cells(vec![("x", x), ("x.y.z", whole)], "x.y.z"), ["7", "8"]);
+    }
+
+    #[test]
+    fn each_row_of_a_union_has_a_type_of_its_own() {
+        let inner = Fields::from(vec![Field::new("y", DataType::Int64, true)]);
+        let record: ArrayRef =
+            Arc::new(StructArray::new(inner.clone(), vec![numbers(&[Some(5)])], None));
+        let plain: ArrayRef = Arc::new(Int32Array::from(vec![Some(6), None]));
+        let branches = UnionFields::try_new(
+            [3, 5],
+            [
+                Field::new("record", DataType::Struct(inner), true),
+                Field::new("plain", DataType::Int32, true),
+            ],
+        );
+        let union = UnionArray::try_new(
+            branches.unwrap(),
+            vec![5_i8, 3, 5].into(),
+            Some(vec![0, 0, 1].into()),
+            vec![record, plain],
+        );
+        let union: ArrayRef = Arc::new(union.unwrap());
+        assert_eq!(cells(vec![("x", Arc::clone(&union))], "x"), ["6", "a record", "null"]);
+        let within = Records { channels: vec!["x.y".to_owned()], ..Records::default() };
+        let rules = RowRules::new(&within).unwrap();
+        let batch = RecordBatch::try_from_iter(vec![("x", union)]).unwrap();
+        let columns = Columns::of(&rules, &batch).unwrap();
+        let found: Vec<_> = (0..3).map(|row| columns.row(row).cell(0).to_string()).collect();
+        assert_eq!(found, ["nothing", "5", "nothing"]);
     }
 }
