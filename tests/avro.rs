@@ -30,7 +30,7 @@ fn plant(name: &str, settings: &[&str]) -> Plant {
 }
 
 fn arguments<'a>(texts: &[&'a str]) -> Vec<&'a OsStr> {
-    texts.iter().map(OsStr::new).collect()
+    texts.iter().map(|text| OsStr::new(*text)).collect()
 }
 
 fn wait_done(plant: &Plant, program: &mut Program) {
@@ -148,7 +148,7 @@ fn avro_goes_in_through_a_change_of_its_schema_and_comes_out() {
     write_avro(&topic, &sensor, &machines.next(60));
     // An id that nobody registered, other bytes, and nothing at all.
     let bad = ["\0\u{1}\u{2}\u{3}\u{4}ab", "{\"machine\":\"m\"}", ""];
-    let bad: Vec<_> = bad.iter().map(|value| ("m".to_owned(), (*value).to_owned())).collect();
+    let bad: Vec<_> = bad.iter().map(|value| ("press-0".to_owned(), (*value).to_owned())).collect();
     produce(&topic, 1, &bad);
     write_avro(&topic, CHANGED, &machines.next(60));
 
