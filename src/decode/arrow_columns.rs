@@ -94,10 +94,7 @@ fn child_of<'p>(fields: &[FieldRef], path: &'p str) -> Option<(usize, Option<&'p
 }
 
 /// The name that `path` begins with, as `find` finds it, and the rest of it: the longest counts.
-fn begin<'p>(
-    path: &'p str,
-    find: impl Fn(&str) -> Option<usize>,
-) -> Option<(usize, Option<&'p str>)> {
+fn begin(path: &str, find: impl Fn(&str) -> Option<usize>) -> Option<(usize, Option<&str>)> {
     if let Some(whole) = find(path) {
         return Some((whole, None));
     }
