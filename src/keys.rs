@@ -296,6 +296,11 @@ impl<V: State> Keys<V> {
         (key, value)
     }
 
+    /// The state of the key that was seen last.
+    pub fn newest(&self) -> Option<&V> {
+        self.slots.get(self.newest as usize).map(|slot| &slot.value)
+    }
+
     /// Evicts the least recently seen keys beyond the capacity; `dropped` gets those that are lost
     /// for want of a store. Returns their number.
     ///

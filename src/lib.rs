@@ -18,13 +18,15 @@
 //! Around them: [`config`] (the pipeline file), [`cli`] (the commands), [`http`] (metrics and
 //! health), [`infer`] (a pipeline file for records that are looked at), [`keys`] (bounded state per
 //! key), [`objects`] (what outlives the process, in a folder or a bucket), [`registry`] (schemas of
-//! Avro), [`similar`] (nearest neighbours among embeddings), [`evaluate`] (labelled recordings and
+//! Avro), [`trajectory`] (embeddings of whole days and stays), [`embed`] (a history by one frozen
+//! model), [`similar`] (nearest neighbours among embeddings), [`evaluate`] (labelled recordings and
 //! their metrics).
 
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod embed;
 pub mod evaluate;
 mod faults;
 pub mod http;
@@ -42,4 +44,5 @@ pub mod sink;
 pub mod source;
 pub mod telemetry;
 pub mod templates;
+pub mod trajectory;
 pub mod window;

@@ -3,6 +3,7 @@
 mod check;
 mod checkpoint;
 mod demo;
+mod embed;
 mod evaluate;
 mod generate;
 mod init;
@@ -60,6 +61,8 @@ enum Command {
     Checkpoint(checkpoint::Arguments),
     /// Score labelled recordings prequentially and measure the scores.
     Evaluate(evaluate::Arguments),
+    /// Embed a history of records with the model of a checkpoint, without learning.
+    Embed(embed::Arguments),
     /// Find what is most like a segment, a day or a stay among embeddings that were written.
     Similar(similar::Arguments),
     /// Print a completion script for a shell.
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Embed(arguments) => embed::run(&arguments),
         Command::Similar(arguments) => similar::run(&arguments),
         Command::Completions { shell } => {
             let mut command = Arguments::command();

@@ -12,6 +12,7 @@ use crate::learner::{self, Learner};
 use crate::score::{self, Scorer};
 use crate::sink::Outputs;
 use crate::source::Lane;
+use crate::trajectory::{self, Rules, Trajectory};
 use crate::window::Segments;
 
 /// What one thread owns: the model and what it calls normal, and what both keep of each key.
@@ -20,6 +21,11 @@ pub struct Core {
     learner: Learner,
     scorer: Scorer,
     lanes: BTreeMap<Lane, Keys<KeyState>>,
+    trajectories: Rules,
+    /// Per lane, the latest window's end of all its keys, microseconds since the epoch.
+    clocks: BTreeMap<Lane, i64>,
+    /// Trajectories that have ended and were not taken yet.
+    ended: Vec<Trajectory>,
     /// Keys in memory over all lanes.
     max_keys: usize,
     store: Option<Store>,
@@ -34,17 +40,23 @@ pub struct SavedCore {
     pub keys: Vec<(Lane, SavedKeys)>,
 }
 
-/// What learner and scorer keep per key.
+/// What learner and scorer keep per key, and its trajectories that have not ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct KeyState {
     learner: learner::KeyState,
     scorer: score::KeyState,
+    trajectories: trajectory::Open,
 }
 
 impl State for KeyState {
+    fn is_open(&self) -> bool {
+        self.trajectories.is_open()
+    }
+
     fn leave_model(&mut self) {
         self.learner.leave_model();
         self.scorer.leave_model();
+        self.trajectories.leave_model();
     }
 }
 
@@ -102,7 +114,9 @@ impl Core {
 
     fn from_parts(learner: Learner, scorer: Scorer, pipeline: &config::Pipeline) -> Self {
         let max_keys = pipeline.windows.max_keys;
-        Self { learner, scorer, lanes: BTreeMap::new(), max_keys, store: None }
+        let trajectories = Rules::new(pipeline);
+        let (lanes, clocks, ended) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { learner, scorer, lanes, trajectories, clocks, ended, max_keys, store: None }
     }
 
     /// Lets keys beyond `windows.max_keys` wait in `store`, where they would be dropped otherwise.
@@ -140,6 +154,9 @@ impl Core {
             (Some(saved), Some(store)) => Keys::load(saved, share, store, !same_model)?,
             (_, store) => Keys::new(share, store.clone()),
         };
+        // The key that was seen last has seen the clock as it is.
+        let clock = keys.newest().map_or(i64::MIN, |state: &KeyState| state.trajectories.clock());
+        self.clocks.insert(lane.clone(), clock);
         self.lanes.insert(lane, keys);
         self.share_out()
     }
@@ -150,6 +167,7 @@ impl Core {
     /// If the store fails.
     pub fn close_lane(&mut self, lane: &Lane) -> Result<(), CheckpointError> {
         self.lanes.remove(lane);
+        self.clocks.remove(lane);
         self.share_out()
     }
 
@@ -197,7 +215,8 @@ impl Core {
         if !self.lanes.contains_key(&first.lane) {
             self.open_lane(first.lane.clone(), None, true)?;
         }
-        let Self { learner, scorer, lanes, .. } = self;
+        let Self { learner, scorer, lanes, trajectories, clocks, ended, .. } = self;
+        let clock = clocks.entry(first.lane.clone()).or_insert(i64::MIN);
         let Some(keys) = lanes.get_mut(&first.lane) else { return Ok(effort) };
         let (mut start, mut fetched) = (0, 0);
         while start < segments.len() {
@@ -219,6 +238,7 @@ impl Core {
                 scores,
                 model_version: learner.version(),
             };
+            gather(trajectories, (keys, clock), &outputs, &embedded.slots, ended)?;
             learner.learn(keys, &embedded, may_train());
             effort.learning += scored.elapsed();
             deliver(outputs);
@@ -226,6 +246,56 @@ impl Core {
         keys.shrink(|_| {})?;
         Ok(effort)
     }
+
+    /// Ends all trajectories, for nothing more comes of any lane.
+    ///
+    /// # Errors
+    /// If the store fails, or what it holds of a key does not verify.
+    pub fn finish(&mut self) -> Result<(), CheckpointError> {
+        for keys in self.lanes.values_mut() {
+            let first = self.ended.len();
+            keys.visit_open(|key, state| state.trajectories.finish(key, &mut self.ended))?;
+            in_order(&mut self.ended[first..]);
+        }
+        Ok(())
+    }
+
+    /// The trajectories that have ended since this was last asked.
+    pub fn take_trajectories(&mut self) -> Vec<Trajectory> {
+        std::mem::take(&mut self.ended)
+    }
+}
+
+/// Adds results of a lane, whose keys' states are at `slots`, to the trajectories of their keys.
+fn gather(
+    rules: &Rules,
+    (keys, clock): (&mut Keys<KeyState>, &mut i64),
+    outputs: &Outputs,
+    slots: &[usize],
+    ended: &mut Vec<Trajectory>,
+) -> Result<(), CheckpointError> {
+    if rules.kinds.is_empty() {
+        return Ok(());
+    }
+    let width = outputs.embeddings.len() / outputs.segments.len().max(1);
+    let rows = outputs.segments.iter().zip(outputs.embeddings.chunks_exact(width.max(1)));
+    for (((segment, embedding), score), slot) in rows.zip(&outputs.scores).zip(slots) {
+        let before = std::mem::replace(clock, (*clock).max(segment.window_end));
+        let (score, model_version) = (Some(score), outputs.model_version);
+        let part = trajectory::Part { segment, embedding, model_version, score };
+        keys.at(*slot).1.trajectories.add(rules, part, *clock, ended);
+        if Rules::is_time_to_look(before, *clock) {
+            let first = ended.len();
+            keys.visit_open(|key, state| state.trajectories.look(rules, key, *clock, ended))?;
+            in_order(&mut ended[first..]);
+        }
+    }
+    Ok(())
+}
+
+/// An order that does not depend on which keys were in memory.
+fn in_order(ended: &mut [Trajectory]) {
+    ended.sort_by(|one, other| (&one.key, one.kind).cmp(&(&other.key, other.kind)));
 }
 
 fn failed(reason: String) -> CheckpointError {

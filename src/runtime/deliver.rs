@@ -13,11 +13,14 @@ use crate::faults::step;
 use crate::sink::{Outputs, Positions, Sink, StagedFile};
 use crate::source::{self, Lane};
 use crate::telemetry;
+use crate::trajectory::Trajectory;
 
 /// What the sinks' thread gets, in the order in which it came about.
 pub enum Delivery {
     /// Results of some segments.
     Outputs(Outputs),
+    /// Days and stays that ended with these results.
+    Trajectories(Vec<Trajectory>),
     /// What could not be taken, which holds the bytes of its messages.
     DeadLetters(Vec<DeadLetter>, Arc<Freight>),
     /// All results of a batch are in; its newest message was appended then, milliseconds since
@@ -59,6 +62,11 @@ impl Deliver<'_> {
                     }
                     let count = outputs.segments.len() as u64;
                     metrics::counter!(telemetry::SINK_SEGMENTS).increment(count);
+                }
+                Delivery::Trajectories(ended) => {
+                    for sink in &mut self.sinks {
+                        sink.write_trajectories(&ended)?;
+                    }
                 }
                 Delivery::DeadLetters(letters, _freight) => {
                     for letter in &letters {

@@ -33,6 +33,8 @@ pub enum Ordered {
     Close(Lane),
     /// What a checkpoint that a lane was committed with had staged.
     Recover(Vec<StagedFile>),
+    /// Nothing more comes of any lane.
+    Finish,
     /// Everything before this is to be made durable.
     Commit(Commit),
 }
@@ -415,6 +417,7 @@ impl<'a> Feed<'a> {
             let freight = Freight::new(0, &self.freight);
             self.learner.send(Ordered::Work(receiver, freight)).map_err(ended)?;
         }
+        self.learner.send(Ordered::Finish).map_err(ended)?;
         self.changed = true;
         Ok(())
     }

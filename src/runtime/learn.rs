@@ -78,6 +78,10 @@ impl<'a> Learn<'a> {
                     let staged = Delivery::Recover(staged);
                     self.deliveries.send(staged).map_err(|_| RuntimeError::Ended)?;
                 }
+                Ordered::Finish => {
+                    self.core.finish()?;
+                    self.deliver_trajectories()?;
+                }
                 Ordered::Commit(commit) => self.commit(commit)?,
             }
         }
@@ -113,6 +117,7 @@ impl<'a> Learn<'a> {
             }
         })?;
         delivered?;
+        self.deliver_trajectories()?;
         if !ingested.segments.is_empty() {
             let (scoring, learning) = (effort.scoring.as_secs_f64(), effort.learning.as_secs_f64());
             metrics::histogram!(telemetry::LEARNER_SCORING_SECONDS).record(scoring);
@@ -133,6 +138,14 @@ impl<'a> Learn<'a> {
             }
             None => Ok(()),
         }
+    }
+
+    fn deliver_trajectories(&mut self) -> Result<(), RuntimeError> {
+        let ended = self.core.take_trajectories();
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.deliveries.send(Delivery::Trajectories(ended)).map_err(|_| RuntimeError::Ended)
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), RuntimeError> {

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 pub use error::SinkError;
 pub use kafka::KafkaSink;
-pub use parquet::ParquetSink;
+pub use parquet::{HistoryFiles, ParquetSink};
 
 use rdkafka::consumer::ConsumerGroupMetadata;
 
 use crate::decode::DeadLetter;
 use crate::source::Lane;
+use crate::trajectory::Trajectory;
 
 /// Coordinates of one segment; (pipeline, key, sequence) is unique.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -109,6 +110,14 @@ pub trait Sink: Send {
     /// # Errors
     /// If these or earlier results cannot be delivered.
     fn write(&mut self, outputs: &Outputs) -> Result<(), SinkError>;
+
+    /// Takes trajectories that ended in the present epoch, where this sink keeps them.
+    ///
+    /// # Errors
+    /// If these or earlier results cannot be delivered.
+    fn write_trajectories(&mut self, _trajectories: &[Trajectory]) -> Result<(), SinkError> {
+        Ok(())
+    }
 
     /// Takes a message that could not be taken itself.
     ///

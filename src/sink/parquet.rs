@@ -1,8 +1,10 @@
 //! Results to Parquet files.
 
 mod dead_letters;
+mod history;
 pub(super) mod rows;
 mod staging;
+mod trajectories;
 
 use std::fs::File;
 use std::io;
@@ -17,11 +19,14 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustc_hash::FxHashMap;
 
 use self::dead_letters::DeadLetters;
+pub use self::history::HistoryFiles;
 use self::rows::Rows;
 use self::staging::{Staged, Staging};
+use self::trajectories::Trajectories;
 use super::{Outputs, SegmentMeta, Sink, SinkError, StagedFile};
 use crate::config::{self, PartitionColumn};
 use crate::decode::DeadLetter;
+use crate::trajectory::Trajectory;
 
 /// Files open at once; the least recently written one is closed to make room.
 const MOST_OPEN: usize = 64;
@@ -36,8 +41,8 @@ const MOST_FOLDER_BYTES: usize = 180;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// Writes embeddings and scores as Parquet, one row per segment, and dead letters as JSON lines
-/// under `_dead_letters`.
+/// Writes embeddings and scores as Parquet, one row per segment, trajectories in files of their own
+/// under `trajectories`, and dead letters as JSON lines under `_dead_letters`.
 ///
 /// Rows become visible when their epoch is published and not before: until then they are in memory
 /// or in files under `_staging`, where no reader of `*.parquet` looks and which readers that follow
@@ -59,6 +64,7 @@ pub struct ParquetSink {
     staging: Staging,
     files: FxHashMap<Partition, OpenFile>,
     writes: u64,
+    trajectories: Trajectories,
     dead_letters: DeadLetters,
     /// Rows were lost to an error: a flush must not claim that they are durable.
     failed: bool,
@@ -106,6 +112,7 @@ impl ParquetSink {
             staging,
             files: FxHashMap::default(),
             writes: 0,
+            trajectories: Trajectories::new(pipeline.name.as_str().into(), embedding),
             dead_letters: DeadLetters::new(config.roll.0),
             failed: false,
         })
@@ -223,6 +230,10 @@ impl Sink for ParquetSink {
         self.unless_failed(|sink| sink.write_rows(outputs))
     }
 
+    fn write_trajectories(&mut self, trajectories: &[Trajectory]) -> Result<(), SinkError> {
+        self.unless_failed(|sink| sink.trajectories.write(trajectories, &mut sink.staging))
+    }
+
     /// Takes a message that a stage could not.
     ///
     /// # Errors
@@ -240,6 +251,7 @@ impl Sink for ParquetSink {
             for (_, file) in sink.files.drain() {
                 sink.staging.keep(file.finish()?);
             }
+            sink.trajectories.finish(&mut sink.staging)?;
             sink.dead_letters.finish(&mut sink.staging)?;
             sink.staging.prepare()
         })

@@ -63,7 +63,7 @@ pub(in crate::sink) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError>
 }
 
 /// An element of `embedding`.
-fn value_field() -> FieldRef {
+pub(super) fn value_field() -> FieldRef {
     Arc::new(Field::new("item", DataType::Float32, true))
 }
 
