@@ -427,10 +427,10 @@ mod tests {
             }
             assert!(out.join("trajectories/by=key").is_dir());
         }
-        // 400 rows of ten minutes: from the middle of a day, four days.
+        // 400 rows of ten minutes, from five in the morning on: three days.
         let out = folder.path().join("_days");
         let output = Output { by: Some(Kind::Day), pool: Pool::Mean };
         let summary = embed(&pipeline, &learner, output, &out, &|_| {}).unwrap();
-        assert_eq!(summary.trajectories, 2 * 4);
+        assert_eq!(summary.trajectories, 2 * 3);
     }
 }

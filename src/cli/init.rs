@@ -1,14 +1,19 @@
 //! `contrastream init`: from a look at records to a pipeline file.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::Usage;
-use crate::config::{Pipeline, Properties};
-use crate::infer::{self, Findings, Piece, Proposal, sample};
+use crate::config::{self, Pipeline, Properties, Source};
+use crate::decode::{Decoded, Decoder};
+use crate::infer::{self, Content, Findings, Piece, Proposal, sample};
+use crate::registry::Registry;
+use crate::source::{Event, FileSource, Lane, Messages, Payload, Source as _, SourceBatch};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -35,6 +40,9 @@ pub struct Arguments {
     /// A property of librdkafka to connect with, such as security.protocol=SSL; may be repeated.
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
+    /// Schema registry of messages that are Avro.
+    #[arg(long, value_name = "URL")]
+    registry: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -54,8 +62,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let text = proposal.text(&findings, &pieces);
     // What is proposed must be what `check` and `run` take.
-    Pipeline::from_toml(&text, "the proposed file", &[])?;
+    let pipeline = Pipeline::from_toml(&text, "the proposed file", &[])?;
     report(&findings);
+    try_out(&pipeline, &pieces);
     match &arguments.out {
         Some(out) => {
             write(out, &text, arguments.force).with_context(|| out.display().to_string())?;
@@ -84,8 +93,21 @@ fn sampled(arguments: &Arguments) -> anyhow::Result<(Proposal<'_>, Vec<Piece>)> 
             .ok_or_else(|| Usage(format!("--property {property}: expected NAME=VALUE")))?;
         properties.insert(name.to_owned(), value.to_owned());
     }
-    let pieces = sample::of_topic(brokers, topic, &properties)?;
-    Ok((Proposal::Topic { brokers, topic }, pieces))
+    let mut pieces = sample::of_topic(brokers, topic, &properties)?;
+    let registry = arguments.registry.as_deref();
+    let client = registry.map(|url| {
+        Registry::new(&config::Registry {
+            url: url.to_owned(),
+            username: None,
+            password: None,
+            token: None,
+            ca: None,
+            register: false,
+        })
+    });
+    let client = client.transpose()?;
+    sample::read_columns(&mut pieces, client)?;
+    Ok((Proposal::Topic { brokers, topic, registry }, pieces))
 }
 
 /// Asks a person, if there is one; an empty answer leaves it open.
@@ -110,6 +132,75 @@ fn report(findings: &Findings) {
     }
     let doubts = findings.doubts.iter().chain(&findings.roles.doubts);
     doubts.for_each(|doubt| eprintln!("not sure: {doubt}"));
+}
+
+/// Records of a file that are tried.
+const TRIED: u64 = 10_000;
+
+/// Reads the sample as the proposed pipeline would.
+fn try_out(pipeline: &Pipeline, pieces: &[Piece]) {
+    let tried = match &pipeline.source {
+        Source::File(file) => try_file(file, pipeline),
+        Source::Kafka(_) => try_messages(pipeline, pieces),
+        Source::Generator(_) => return,
+    };
+    match tried {
+        Err(error) => eprintln!("not sure: trying it out failed: {error:#}"),
+        Ok(Tried { records, dead_letters: 0, .. }) => eprintln!("tried: {records} records decode"),
+        Ok(Tried { records, dead_letters, reason }) => eprintln!(
+            "not sure: of {} records tried, {dead_letters} become dead letters: {reason}",
+            records + dead_letters
+        ),
+    }
+}
+
+#[derive(Default)]
+struct Tried {
+    records: u64,
+    dead_letters: u64,
+    /// Why the first of them did.
+    reason: String,
+}
+
+impl Tried {
+    fn count(&mut self, decoded: &Decoded) {
+        self.records += decoded.records.num_rows() as u64;
+        if let (0, Some(letter)) = (self.dead_letters, decoded.dead_letters.first()) {
+            self.reason.clone_from(&letter.reason);
+        }
+        self.dead_letters += decoded.dead_letters.len() as u64;
+    }
+}
+
+fn try_file(file: &config::FileSource, pipeline: &Pipeline) -> anyhow::Result<Tried> {
+    let mut tried = Tried::default();
+    let positions = BTreeMap::new();
+    let mut source = FileSource::open(file, &pipeline.records, &pipeline.encoding(), &positions)?;
+    while tried.records + tried.dead_letters < TRIED {
+        match source.poll(Duration::ZERO)? {
+            Event::Batch(SourceBatch { payload: Payload::Decoded(decoded), .. }) => {
+                tried.count(&decoded);
+            }
+            Event::End => break,
+            _ => {}
+        }
+    }
+    Ok(tried)
+}
+
+fn try_messages(pipeline: &Pipeline, pieces: &[Piece]) -> anyhow::Result<Tried> {
+    let mut decoder = Decoder::new(&pipeline.records, &pipeline.encoding())?;
+    let mut tried = Tried::default();
+    for piece in pieces {
+        let Content::Messages(sampled) = &piece.content else { continue };
+        let mut messages = Messages::default();
+        for (offset, message) in (0..).zip(sampled) {
+            let key = message.key.as_ref().map(String::as_bytes);
+            messages.push(offset, message.timestamp_ms, key, &message.payload, Vec::new());
+        }
+        tried.count(&decoder.decode(&Lane::new(piece.name.as_str(), 0), &messages)?);
+    }
+    Ok(tried)
 }
 
 fn write(path: &Path, text: &str, over: bool) -> io::Result<()> {

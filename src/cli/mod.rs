@@ -118,7 +118,7 @@ fn message(error: &anyhow::Error) -> String {
 /// a Kafka client, or with the records described, only shows once they are used.
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
-        || error.is::<InferError>()
+        || matches!(error.downcast_ref(), Some(InferError::Read { .. } | InferError::Mixed { .. }))
         || error.is::<Usage>()
         || matches!(
             error.downcast_ref(),

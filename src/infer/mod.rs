@@ -27,7 +27,7 @@ pub use sample::{Content, Piece, SampledMessage};
 use std::str::from_utf8;
 
 use self::fields::{Roles, names, roles};
-use self::format::{TextFormat, csv_rows, is_confluent, text_format};
+use self::format::{TextFormat, csv_rows, text_format};
 use self::lines::LinePatterns;
 use self::rhythm::Rhythm;
 use self::table::{Origin, Table, Value, json_row};
@@ -171,6 +171,9 @@ fn read(pieces: &[Piece], doubts: &mut Vec<String>) -> Result<Read, InferError> 
     if unread > 0 {
         doubts.push(format!("{unread} of {total} lines are not read: they become dead letters"));
     }
+    // What was read into JSON is not JSON.
+    let read_from = pieces[0].named.filter(|_| texts[0].messages).unwrap_or(format.format);
+    let format = TextFormat { format: read_from, ..format };
     let patterns = reader.patterns.map(|patterns| patterns.patterns).unwrap_or_default();
     let format =
         TextFormat { csv: Csv { columns: reader.columns, ..format.csv.clone() }, ..format };
@@ -203,19 +206,14 @@ impl<'a> Text<'a> {
                 Ok(Self { rows, messages: false })
             }
             Content::Messages(messages) => {
-                if let Some(message) =
-                    messages.iter().find(|message| is_confluent(&message.payload))
-                {
-                    let id =
-                        message.payload[1..5].iter().fold(0, |id, byte| id << 8 | u32::from(*byte));
-                    return Err(refuse(format!(
-                        "messages are Avro with the schema {id} of a registry: expected --registry URL"
-                    )));
-                }
-                let rows = messages.iter().map(|message| {
-                    let text = from_utf8(&message.payload).ok()?;
+                let rows = messages.iter().flat_map(|message| {
                     let origin = origin(message.key.clone(), message.timestamp_ms);
-                    Some((text.trim_end(), origin))
+                    let texts: Vec<Option<&str>> = if message.as_json.is_empty() {
+                        vec![from_utf8(&message.payload).ok()]
+                    } else {
+                        message.as_json.iter().map(|json| Some(json.as_str())).collect()
+                    };
+                    texts.into_iter().map(move |text| Some((text?.trim_end(), origin.clone())))
                 });
                 let rows: Option<Vec<_>> = rows.collect();
                 let unknown =

@@ -22,7 +22,12 @@ pub enum Proposal<'a> {
     /// A file or folder.
     File(&'a Path),
     /// A topic.
-    Topic { brokers: &'a str, topic: &'a str },
+    Topic {
+        brokers: &'a str,
+        topic: &'a str,
+        /// Address of the registry of its schemas.
+        registry: Option<&'a str>,
+    },
 }
 
 impl Proposal<'_> {
@@ -88,7 +93,7 @@ impl Proposal<'_> {
                     line(out, &format!("format = \"{name}\""));
                 }
             }
-            Self::Topic { brokers, topic } => {
+            Self::Topic { brokers, topic, .. } => {
                 line(out, "kind = \"kafka\"");
                 let brokers = quoted(&format!("${{KAFKA_BROKERS:-{brokers}}}"));
                 line(out, &format!("brokers = {}", brokers.replace("$${", "${")));
@@ -117,6 +122,12 @@ impl Proposal<'_> {
             line(out, "[source.json]");
             line(out, "# {\"schema\": …, \"payload\": record}, as Kafka Connect writes it.");
             line(out, "envelope = \"connect\"");
+        }
+        if let (Format::Avro, Self::Topic { registry: Some(url), .. }) = (format.format, self) {
+            line(out, "");
+            line(out, "# Where the schemas of messages are.");
+            line(out, "[registry]");
+            line(out, &format!("url = {}", quoted(url)));
         }
         if !findings.patterns.is_empty() {
             line(out, "");
@@ -158,6 +169,10 @@ impl Proposal<'_> {
         line(out, "# False alarms that one key may raise while nothing is wrong with it.");
         let slow = findings.rhythm.step.is_some_and(|step| step >= 60e6);
         line(out, &format!("false_alarms = \"1 per {}\"", if slow { "week" } else { "day" }));
+        if findings.roles.layout == Layout::Log {
+            line(out, "# Lines come and go by bursts: forecasts of the next one say little.");
+            line(out, "parts = [\"distance\", \"level\"]");
+        }
         line(out, "");
     }
 
@@ -399,10 +414,11 @@ mod tests {
                 wave(row + 5)
             )
             .into_bytes(),
+            as_json: Vec::new(),
         });
         let content = Content::Messages(messages.collect());
         let pieces = [Piece { name: "plant/0".to_owned(), named: None, content }];
-        let proposal = Proposal::Topic { brokers: "localhost:1", topic: "plant" };
+        let proposal = Proposal::Topic { brokers: "localhost:1", topic: "plant", registry: None };
         let found = pipeline(proposal, &pieces);
         let Source::Kafka(source) = &found.source else { panic!("a topic") };
         assert_eq!(

@@ -8,6 +8,8 @@ use crate::config::{Layout, TimeSpan};
 
 /// Samples of a segment where no rhythm asks for another number.
 const LENGTH: usize = 64;
+/// Lines of a segment.
+const LINES: usize = 32;
 /// Longest segment that is proposed.
 const LONGEST: usize = 512;
 /// Records a second, over all keys, up to which every sample gets a segment of its own.
@@ -137,6 +139,7 @@ impl Rhythm {
             || (layout == Layout::Wide && (!self.regular || self.repeated > 0.01));
         let mut length = match self.period {
             Some(period) => period.next_power_of_two().clamp(LENGTH, LONGEST),
+            None if layout == Layout::Log => LINES,
             None => LENGTH,
         };
         // Of what is there, a key should give many segments.
@@ -146,7 +149,13 @@ impl Rhythm {
             }
         }
         let rate = self.keys as f64 * 1e6 / step;
-        let stride = if rate <= ONE_BY_ONE { 1 } else { (length / 8).max(1) };
+        let stride = if layout == Layout::Log {
+            (length / 8).max(1)
+        } else if rate <= ONE_BY_ONE {
+            1
+        } else {
+            (length / 8).max(1)
+        };
         let lateness = if self.behind > 0.0 {
             nice(self.behind * 1.5)
         } else if live {

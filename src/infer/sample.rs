@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::{FileReader, StreamReader};
+use arrow::json::LineDelimitedWriter;
+use arrow_avro::reader::{DecoderMode, ReaderBuilder};
+use arrow_avro::schema::{AvroSchema, Fingerprint, FingerprintAlgorithm, SchemaStore};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -15,10 +18,11 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::InferError;
-use super::format::binary_format;
+use super::format::{binary_format, is_confluent};
 use super::table::MOST_ROWS;
 use crate::config::{Format, Properties};
 use crate::kafka;
+use crate::registry::Registry;
 
 /// Bytes of text that are looked at, over all files.
 const MOST_BYTES: usize = 8 << 20;
@@ -55,6 +59,8 @@ pub struct SampledMessage {
     /// Milliseconds since the epoch.
     pub timestamp_ms: Option<i64>,
     pub payload: Vec<u8>,
+    /// The records within as JSON, where they are columns or Avro.
+    pub as_json: Vec<String>,
 }
 
 /// The beginning of a file, or of some files of a folder.
@@ -205,7 +211,7 @@ fn columns(format: Format, file: File) -> Result<Vec<RecordBatch>, String> {
             of_batches(&mut reader.map_err(|error| error.to_string())?)
         }
         Format::Avro => {
-            let reader = arrow_avro::reader::ReaderBuilder::new().build(BufReader::new(file));
+            let reader = ReaderBuilder::new().build(BufReader::new(file));
             of_batches(&mut reader.map_err(said)?)
         }
         _ => {
@@ -284,6 +290,7 @@ pub fn of_topic(
             key: message.key().map(text),
             timestamp_ms: message.timestamp().to_millis(),
             payload: message.payload().unwrap_or_default().to_vec(),
+            as_json: Vec::new(),
         };
         let partition = message.partition();
         if let Some((_, messages)) = found.iter_mut().find(|(found, _)| *found == partition) {
@@ -303,6 +310,74 @@ pub fn of_topic(
         return Err(failed(format!("no message came within {PATIENCE:?}")));
     }
     Ok(pieces)
+}
+
+/// Reads messages that are Arrow streams, or Avro in Confluent's wire format with the schemas of
+/// `registry`, into JSON. Others stay as they are.
+///
+/// # Errors
+/// If they need a registry and there is none, it does not answer, or they are not what they begin
+/// like.
+pub fn read_columns(
+    pieces: &mut [Piece],
+    mut registry: Option<Registry>,
+) -> Result<(), InferError> {
+    for piece in pieces {
+        let Content::Messages(messages) = &mut piece.content else { continue };
+        let refuse = |reason: String| InferError::Format { name: piece.name.clone(), reason };
+        let Some(first) = messages.first() else { continue };
+        if is_confluent(&first.payload) {
+            piece.named = Some(Format::Avro);
+            let Some(registry) = &mut registry else {
+                let reason = "messages are Avro of a schema registry: expected --registry URL";
+                return Err(refuse(reason.to_owned()));
+            };
+            for message in messages {
+                let batch = avro_batch(&message.payload, registry).map_err(refuse)?;
+                message.as_json = json_lines(&batch).map_err(|error| refuse(error.to_string()))?;
+            }
+        } else if binary_format(&first.payload) == Some(Format::Arrow) {
+            piece.named = Some(Format::Arrow);
+            for message in messages {
+                let said = |error: ArrowError| refuse(error.to_string());
+                let batches = StreamReader::try_new(&message.payload[..], None).map_err(said)?;
+                for batch in batches {
+                    message.as_json.append(&mut json_lines(&batch.map_err(said)?).map_err(said)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The one record of a message in Confluent's wire format.
+fn avro_batch(payload: &[u8], registry: &mut Registry) -> Result<RecordBatch, String> {
+    let [0, a, b, c, d, datum @ ..] = payload else {
+        return Err("expected Confluent's framing in every message".to_owned());
+    };
+    let id = u32::from_be_bytes([*a, *b, *c, *d]);
+    let schema = registry.schema(id).map_err(|error| error.to_string())?;
+    let of = |error: ArrowError| format!("schema {id}: {error}");
+    let fingerprint = Fingerprint::Id(id);
+    let mut store = SchemaStore::new_with_type(FingerprintAlgorithm::Id);
+    store.set(fingerprint, AvroSchema::new(schema.to_string())).map_err(of)?;
+    let mut decoder = ReaderBuilder::new()
+        .with_decoder_mode(DecoderMode::UnframedDatum)
+        .with_writer_schema_store(store)
+        .with_active_fingerprint(fingerprint)
+        .build_decoder()
+        .map_err(of)?;
+    decoder.decode(datum).map_err(|error| format!("schema {id}: {error}"))?;
+    let batch = decoder.flush().map_err(|error| format!("schema {id}: {error}"))?;
+    batch.ok_or_else(|| format!("schema {id}: expected a record, found none"))
+}
+
+fn json_lines(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
+    let mut writer = LineDelimitedWriter::new(Vec::new());
+    writer.write(batch)?;
+    writer.finish()?;
+    let text = String::from_utf8_lossy(&writer.into_inner()).into_owned();
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> InferError {

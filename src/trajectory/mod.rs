@@ -354,6 +354,7 @@ mod tests {
             alert: alert_id.is_some(),
             alert_id: alert_id.map(str::to_owned),
             causes: Vec::new(),
+            missing: Vec::new(),
             warm: true,
         };
         let (mut open, mut ended) = (Open::default(), Vec::new());
