@@ -102,7 +102,11 @@ fn every_pipeline_of_the_repository_loads() {
     let mut loaded = Vec::new();
     for entry in std::fs::read_dir(file("pipelines")).unwrap() {
         let path = entry.unwrap().path();
-        let pipeline = Pipeline::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        // The one thing that has no default.
+        let is_medical = path.ends_with("medical.toml");
+        let salt = is_medical.then(|| "records.key_hash=0123456789abcdef".to_owned());
+        let salt: Vec<String> = salt.into_iter().collect();
+        let pipeline = Pipeline::load(&path, &salt).unwrap_or_else(|error| panic!("{error}"));
         let kind = match pipeline.source {
             Source::Kafka(_) => "kafka",
             Source::File(_) => "file",

@@ -19,7 +19,8 @@ use crate::config::{
 };
 use crate::kafka;
 use crate::source::generator::{
-    GeneratorSource, LogLines, MessageFolder, MessageStream, RecordFolder, Schedule, json_messages,
+    FhirMessages, GeneratorSource, LogLines, MessageFolder, MessageStream, RecordFolder, RowFormat,
+    RowMessages, Schedule, json_messages,
 };
 use crate::source::{Event, Payload, Source, SourceError};
 
@@ -37,18 +38,20 @@ pub struct Arguments {
     /// Records in all; 0: without end (Kafka only).
     #[arg(long, default_value_t = 0)]
     count: u64,
-    /// Machines in the plant, or hosts.
+    /// Machines in the plant, hosts, or beds of the ward.
     #[arg(long, default_value_t = 8)]
     machines: usize,
-    /// Event time between two faults of one machine or host; `0s`: none.
-    #[arg(long, default_value = "1h")]
-    fault_every: TimeSpan,
+    /// Event time between two faults of one machine, host or patient; `0s`: none [default: 1h, of
+    /// patients 2 days].
+    #[arg(long)]
+    fault_every: Option<TimeSpan>,
     /// The same seed makes the same records.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Format of a folder's records, for sensors.
-    #[arg(long, value_enum, default_value_t)]
-    format: FolderFormat,
+    /// Rows in this format: those of sensors in a folder [default: json]; those of patients, which
+    /// are FHIR messages otherwise.
+    #[arg(long, value_enum)]
+    format: Option<RecordFormat>,
     /// File for the injected faults, a JSON object a line; a folder has them as `_faults.jsonl`.
     #[arg(long)]
     faults: Option<PathBuf>,
@@ -62,15 +65,19 @@ enum Kind {
     Sensor,
     /// Log lines of hosts, about one a second each.
     Logs,
+    /// Vital signs and laboratory values of patients, every few minutes and hours.
+    Medical,
 }
 
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum FolderFormat {
-    #[default]
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RecordFormat {
     Json,
     Csv,
 }
 
+/// Time between two faults where none is named: of machines and hosts, and of patients.
+const HOUR: TimeSpan = TimeSpan::from_secs(3_600);
+const TWO_DAYS: TimeSpan = TimeSpan::from_secs(2 * 86_400);
 /// Longest wait for records that are due before the next look.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -84,7 +91,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         machines: arguments.machines,
         rate: arguments.rate,
         count: arguments.count,
-        fault_every: arguments.fault_every,
+        fault_every: arguments.fault_every.unwrap_or(HOUR),
         seed: arguments.seed,
         ..defaults
     };
@@ -92,9 +99,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let written = match arguments.kind {
         Kind::Sensor => sensors(arguments, &generator, &pipeline.records)?,
         Kind::Logs => messages(arguments, LogLines::new(&generator))?,
+        Kind::Medical => patients(arguments)?,
     };
     eprintln!("wrote {written} records to {} in {:.1?}", arguments.to, began.elapsed());
     Ok(())
+}
+
+/// Writes the messages of a ward; returns their number.
+fn patients(arguments: &Arguments) -> anyhow::Result<u64> {
+    let (beds, seed) = (arguments.machines, arguments.seed);
+    let fault_every = arguments.fault_every.unwrap_or(TWO_DAYS);
+    let rows = |format| RowMessages::new(beds, fault_every, seed, format);
+    match arguments.format {
+        None => messages(arguments, FhirMessages::new(beds, fault_every, seed)),
+        Some(RecordFormat::Json) => messages(arguments, rows(RowFormat::Json)),
+        Some(RecordFormat::Csv) => messages(arguments, rows(RowFormat::Csv)),
+    }
 }
 
 /// Writes the records of a plant; returns their number.
@@ -105,8 +125,8 @@ fn sensors(
 ) -> anyhow::Result<u64> {
     let mut target = Target::open(arguments, |folder| {
         let format = match arguments.format {
-            FolderFormat::Json => Format::Json,
-            FolderFormat::Csv => Format::Csv,
+            None | Some(RecordFormat::Json) => Format::Json,
+            Some(RecordFormat::Csv) => Format::Csv,
         };
         RecordFolder::create(folder, records, format).map(Box::new)
     })?;
@@ -148,7 +168,7 @@ fn sensors(
 
 /// Writes messages of another kind; returns their number.
 fn messages<M: MessageStream>(arguments: &Arguments, mut stream: M) -> anyhow::Result<u64> {
-    let mut target = Target::open(arguments, |folder| MessageFolder::create(folder, M::FILE))?;
+    let mut target = Target::open(arguments, |folder| MessageFolder::create(folder, &stream))?;
     let mut fault_file = FaultFile::of(arguments)?;
     let mut schedule = Schedule::new(arguments.rate, arguments.count);
     let mut written = 0;

@@ -7,6 +7,8 @@ use super::{
     Pipeline, Records, Source, TimeSpan, Training, WindowLength, Windows,
 };
 
+/// Fewest bytes of `records.key_hash`: with a salt that can be guessed, so can every key.
+const SHORTEST_SALT: usize = 16;
 /// Longest name of a Kafka topic.
 const LONGEST_TOPIC: usize = 249;
 /// Longest name of a pipeline: a topic's, less the longest default ending.
@@ -64,6 +66,13 @@ pub enum Conflict {
          results tell"
     )]
     KeyInName,
+    #[error(
+        "records.key_hash hides keys, and templates, which records.layout = \"log\" mines and \
+         results tell, are made of the text around them"
+    )]
+    KeyInTemplates,
+    #[error("source.format = \"fhir\" has rows of codes and values: records.layout = \"long\"")]
+    FhirNotLong,
     #[error("{key} needs windows.resample, which is not set")]
     CarryWithoutResample { key: &'static str },
     #[error("sink.kafka.format = \"avro\" needs [registry], where readers find the schemas")]
@@ -112,7 +121,8 @@ impl Conflict {
             Self::OtherLayout { .. } => "records.channel",
             Self::GroupedLogs => "records.groups",
             Self::NoTime => "records.time",
-            Self::KeyInName => "records.key_hash",
+            Self::KeyInName | Self::KeyInTemplates => "records.key_hash",
+            Self::FhirNotLong => "records.layout",
             Self::AvroWithoutRegistry => "sink.kafka.format",
             Self::AvroWithoutSchema => "source.avro",
             Self::SameField { second, .. } | Self::SharedOutput { second, .. } => second,
@@ -199,7 +209,8 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
                 Format::Parquet => Err(Conflict::ParquetFromKafka),
                 Format::Csv if kafka.csv.columns.is_empty() => Err(Conflict::CsvWithoutColumns),
                 Format::Csv => check_columns(&kafka.csv.columns, records),
-                Format::Json | Format::Avro | Format::Arrow | Format::Log | Format::Fhir => Ok(()),
+                Format::Fhir => check_fhir(records),
+                Format::Json | Format::Avro | Format::Arrow | Format::Log => Ok(()),
             }
         }
         Source::File(file) => {
@@ -213,10 +224,12 @@ fn check_source(source: &Source, records: &Records) -> Result<(), Conflict> {
             ensure(file.speed.is_finite() && file.speed >= 0.0, || {
                 out_of_range("source.speed", file.speed, "a number, 0 or more")
             })?;
+            if file.format == Some(Format::Fhir) {
+                // It has a key and a time by itself.
+                return check_fhir(records);
+            }
             // A stream alone has timestamps of its own.
-            ensure(records.time.is_some() || file.format == Some(Format::Fhir), || {
-                Conflict::NoTime
-            })?;
+            ensure(records.time.is_some(), || Conflict::NoTime)?;
             // A file's name is told in every result.
             ensure(records.key.is_some() || records.key_hash.is_none(), || Conflict::KeyInName)
         }
@@ -236,6 +249,10 @@ fn check_csv(csv: &Csv) -> Result<(), Conflict> {
         out_of_range("source.csv.delimiter", value, "one ASCII character, no quote or line break")
     })?;
     unique("source.csv.columns", &csv.columns)
+}
+
+fn check_fhir(records: &Records) -> Result<(), Conflict> {
+    ensure(records.layout == Layout::Long, || Conflict::FhirNotLong)
 }
 
 fn check_columns(columns: &[String], records: &Records) -> Result<(), Conflict> {
@@ -310,7 +327,11 @@ fn check_records(records: &Records) -> Result<(), Conflict> {
         records.channel.values().flat_map(|channel| channel.codes.clone()).collect();
     unique("records.channel", &codes)?;
     if let Some(salt) = &records.key_hash {
-        not_empty("records.key_hash", salt.reveal())?;
+        ensure(salt.reveal().len() >= SHORTEST_SALT, || {
+            let bytes = format!("{} bytes", salt.reveal().len());
+            out_of_range("records.key_hash", bytes, "a secret of at least 16 bytes")
+        })?;
+        ensure(records.layout != Layout::Log, || Conflict::KeyInTemplates)?;
     }
     match &records.groups {
         None => Ok(()),
@@ -875,5 +896,20 @@ mod tests {
                 message
             );
         }
+    }
+
+    #[test]
+    fn what_would_tell_a_hidden_key_is_refused() {
+        let salt = "records.key_hash=\"0123456789abcdef\"";
+        assert_eq!(conflict(&[salt]), "none");
+        assert!(conflict(&["records.key_hash=\"short\""]).contains("at least 16 bytes"));
+        let log = ["records.layout=\"log\"", "records.channels=[]", salt];
+        assert!(conflict(&log).contains("templates"), "{}", conflict(&log));
+    }
+
+    #[test]
+    fn fhir_is_in_the_long_layout() {
+        assert!(conflict(&["source.format=\"fhir\""]).contains("records.layout = \"long\""));
+        assert_eq!(conflict(&["source.format=\"fhir\"", "records.layout=\"long\""]), "none");
     }
 }

@@ -173,8 +173,8 @@ impl Program {
     /// The address of its HTTP server, as it logs it.
     fn address(&self) -> Option<String> {
         let log = self.log();
-        let after = log.split_once(" address=")?.1;
-        Some(after.split_whitespace().next()?.to_owned())
+        let after = log.split_once(" address=").or_else(|| log.split_once("\"address\":\""))?.1;
+        Some(after.split([' ', '\n', '"']).next()?.to_owned())
     }
 
     /// Status and body of an HTTP GET; `None` while nobody listens.

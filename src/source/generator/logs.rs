@@ -214,7 +214,9 @@ impl LogLines {
 impl MessageStream for LogLines {
     type Fault = LogFault;
 
-    const FILE: &'static str = "lines.log";
+    fn file(&self) -> &'static str {
+        "lines.log"
+    }
 
     fn next_message(&mut self) -> (&str, &[u8]) {
         let (time, at) = loop {

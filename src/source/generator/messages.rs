@@ -14,7 +14,12 @@ pub trait MessageStream {
     type Fault: Serialize;
 
     /// Name of the file that a folder holds them in, a message a line.
-    const FILE: &'static str;
+    fn file(&self) -> &'static str;
+
+    /// The first line of that file, where it is none of the messages.
+    fn header(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Makes the next message: its key, and its bytes without a line break.
     fn next_message(&mut self) -> (&str, &[u8]);
@@ -23,7 +28,7 @@ pub trait MessageStream {
     fn take_faults(&mut self) -> Vec<Self::Fault>;
 }
 
-/// A folder of generated messages: [`MessageStream::FILE`], and `_faults.jsonl` with the faults
+/// A folder of generated messages: [`MessageStream::file`], and `_faults.jsonl` with the faults
 /// that were injected into them. The underscore hides it from whoever reads the folder as records.
 pub struct MessageFolder {
     path: PathBuf,
@@ -37,11 +42,16 @@ impl MessageFolder {
     ///
     /// # Errors
     /// If the folder or a file cannot be made.
-    pub fn create(folder: &Path, file: &str) -> Result<Self, SourceError> {
+    pub fn create(folder: &Path, stream: &impl MessageStream) -> Result<Self, SourceError> {
         std::fs::create_dir_all(folder).map_err(file_error(folder))?;
-        let (path, faults_path) = (folder.join(file), folder.join("_faults.jsonl"));
+        let (path, faults_path) = (folder.join(stream.file()), folder.join("_faults.jsonl"));
         let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(file_error(path));
-        Ok(Self { out: create(&path)?, path, faults_out: create(&faults_path)?, faults_path })
+        let (out, faults_out) = (create(&path)?, create(&faults_path)?);
+        let mut folder = Self { path, out, faults_path, faults_out };
+        match stream.header() {
+            Some(header) => folder.write(header.as_bytes()).map(|()| folder),
+            None => Ok(folder),
+        }
     }
 
     /// Appends a message.

@@ -8,6 +8,7 @@
 //! | `plant.rs` | [`Plant`]: all machines interleaved, as record batches |
 //! | `messages.rs` | [`MessageStream`]: kinds that are made as bytes, and a folder of them |
 //! | `logs.rs` | log lines of a few hosts |
+//! | `patients.rs` | patients of a ward, as FHIR or as rows |
 //! | `pace.rs` | records a second in real time |
 //! | `write.rs` | records as JSON messages, JSON lines and CSV |
 
@@ -16,6 +17,7 @@ mod logs;
 mod machine;
 mod messages;
 mod pace;
+mod patients;
 mod plant;
 mod write;
 
@@ -26,6 +28,7 @@ pub use fault::{Fault, FaultKind};
 pub use logs::{LogFault, LogFaultKind, LogLines};
 pub use messages::{MessageFolder, MessageStream};
 pub use pace::Schedule;
+pub use patients::{Deterioration, DeteriorationKind, FhirMessages, RowFormat, RowMessages};
 pub use plant::{EPOCH, Plant};
 pub use write::{RecordFolder, json_messages, write_csv, write_json_lines};
 
