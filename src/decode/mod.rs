@@ -699,6 +699,44 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_is_converted_to_the_unit_of_its_channel_before_its_bounds_are_looked_at() {
+        let celsius = Channel {
+            unit: Some("Cel".into()),
+            min: Some(30.0),
+            max: Some(45.0),
+            ..Channel::default()
+        };
+        let channel = [("a".to_owned(), celsius)].into_iter().collect();
+        let records_of = Records { unit: Some("unit".into()), channel, ..long() };
+        let decoded = json(&records_of)
+            .decode(
+                &lane(),
+                &messages(&[
+                    r#"{"machine":"m","ts":1,"code":"a","value":98.6,"unit":"[degF]"}"#,
+                    r#"{"machine":"m","ts":2,"code":"a","value":37,"unit":null}"#,
+                    r#"{"machine":"m","ts":3,"code":"a","value":37,"unit":"K"}"#,
+                    r#"{"machine":"m","ts":4,"code":"a","value":37,"unit":"kg"}"#,
+                    r#"{"machine":"m","ts":5,"code":"b","value":37,"unit":"kg"}"#,
+                ]),
+            )
+            .unwrap();
+        assert_eq!(
+            records(&decoded),
+            [
+                record("m", 1, 100, &[Some(37.0), None]),
+                record("m", 2, 101, &[Some(37.0), None]),
+                record("m", 3, 102, &[None, None]),
+                record("m", 5, 104, &[None, Some(37.0)]),
+            ]
+        );
+        assert_eq!(decoded.out_of_range, 1);
+        assert_eq!(
+            reasons(&decoded),
+            [(103, "field \"unit\": expected a unit that converts to the channel's, found \"kg\"")]
+        );
+    }
+
+    #[test]
     fn a_long_row_without_code_or_value_is_a_dead_letter() {
         let decoded = json(&long())
             .decode(
