@@ -1,7 +1,7 @@
 //! What holds of the stages together, whatever the records: decode, window, embed and score, learn.
 
 use contrastream::checkpoint::{Checkpoint, Part, Store};
-use contrastream::config::{self, Format, Pipeline};
+use contrastream::config::{self, Pipeline};
 use contrastream::decode::Decoder;
 use contrastream::runtime::{Core, SavedCore};
 use contrastream::sink::{Outputs, Score, SegmentMeta};
@@ -67,7 +67,7 @@ impl Stages {
         for record in records {
             messages.push(record.offset, None, None, record.json().as_bytes(), Vec::new());
         }
-        let decoded = self.decoder.decode(self.segmenter.lane(), &messages);
+        let decoded = self.decoder.decode(self.segmenter.lane(), &messages).unwrap();
         assert_eq!(decoded.dead_letters, []);
         let segments = self.segmenter.push(&decoded.records).unwrap();
         self.process(&segments)
