@@ -16,12 +16,17 @@ fn load(path: &Path) -> Pipeline {
     Pipeline::load(path, &[]).unwrap()
 }
 
-/// Runs the pipeline of a file to its end, in `folder`.
-fn run(pipeline: &Path, folder: &Path) -> Finished {
-    let mut command = contrastream([Path::new("run"), pipeline]);
+/// `contrastream COMMAND PIPELINE`, with results and state in `folder`.
+fn within(folder: &Path, command: &str, pipeline: &Path) -> std::process::Command {
+    let mut command = contrastream([Path::new(command), pipeline]);
     command.env("CONTRASTREAM_LISTEN", "").env("CONTRASTREAM_OUT", folder.join("out"));
     command.env("CONTRASTREAM_STATE", folder.join("state"));
-    Program::start(command).wait()
+    command
+}
+
+/// Runs the pipeline of a file to its end.
+fn run(pipeline: &Path, folder: &Path) -> Finished {
+    Program::start(within(folder, "run", pipeline)).wait()
 }
 
 const CHANNELS: [&str; 5] = ["temperature", "vibration", "pressure", "current", "speed"];
@@ -68,7 +73,9 @@ fn a_topic_is_understood_by_its_newest_messages() {
     assert_eq!(source.brokers, brokers());
     assert_eq!(pipeline.records.channels, CHANNELS);
     assert_eq!(pipeline.records.key.as_deref(), Some("machine"));
-    finish(["check", file.to_str().unwrap(), "--connect"]).exits(0);
+    let mut check = within(folder.path(), "check", &file);
+    check.arg("--connect");
+    Program::start(check).wait().exits(0);
 }
 
 #[test]
