@@ -19,7 +19,7 @@ fn load(path: &Path) -> Pipeline {
 /// `contrastream COMMAND PIPELINE`, with results and state in `folder`.
 fn within(folder: &Path, command: &str, pipeline: &Path) -> std::process::Command {
     let mut command = contrastream([Path::new(command), pipeline]);
-    command.env("CONTRASTREAM_LISTEN", "").env("CONTRASTREAM_OUT", folder.join("out"));
+    command.env("CONTRASTREAM_LISTEN", "127.0.0.1:0").env("CONTRASTREAM_OUT", folder.join("out"));
     command.env("CONTRASTREAM_STATE", folder.join("state"));
     command
 }

@@ -191,6 +191,8 @@ impl Reading {
         let text = match self {
             Self::Ucum => return Parser { rest: text, custom: false }.whole(),
             Self::Custom => customary(text),
+            // Of one letter, the case is all there is: A is no year, S no second.
+            Self::CustomInAnyCase if text.len() == 1 => return None,
             Self::CustomInAnyCase => customary(text).to_lowercase(),
         };
         let unit = Parser { rest: &text, custom: true }.whole()?;
@@ -921,6 +923,13 @@ mod tests {
         for spelling in COMMON {
             assert!(Conversion::new(spelling, &[]).is_some(), "{spelling}");
         }
+    }
+
+    #[test]
+    fn a_single_letter_is_read_in_its_own_case() {
+        assert_eq!(Conversion::new("s", &[]).unwrap().convert(1.0, "A"), None);
+        assert_eq!(Conversion::new("s", &[]).unwrap().convert(1.0, "S"), None);
+        assert_eq!(Conversion::new("L", &[]).unwrap().convert(1.0, "l"), Some(1.0));
     }
 
     #[test]
