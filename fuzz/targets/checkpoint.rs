@@ -85,7 +85,7 @@ fn save() -> Saved {
     );
     let pipeline = Pipeline::from_toml(&text, "fuzz.toml", &[]).expect("a valid pipeline");
     let lane = Lane::new("plant", 0);
-    let shape = WindowShape::new(&pipeline.windows, pipeline.records.channels.len());
+    let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
     let part = Part::new(ID.to_owned());
     let mut segmenter = Segmenter::new(lane.clone(), shape.clone(), 4);
     let windows = segmenter.save(&part).expect("windows");

@@ -15,7 +15,6 @@ fuzz_target!(|data: &[u8]| {
         columns: COLUMNS.map(str::to_owned).to_vec(),
     };
     let encoding = Encoding { format: Some(Format::Csv), csv, ..Encoding::default() };
-    let mut decoder =
-        Decoder::new(&records, &encoding).expect("the columns hold every field");
+    let mut decoder = Decoder::new(&records, &encoding).expect("the columns hold every field");
     contrastream_fuzz::decode(&mut decoder, &records, &contrastream_fuzz::messages(data));
 });

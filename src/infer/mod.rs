@@ -3,12 +3,12 @@
 //! | step | what it works out |
 //! | --- | --- |
 //! | [`sample`] | the beginning of files, or the newest messages of a topic |
-//! | [`format`] | the encoding, of text its delimiter and header |
+//! | [`mod@format`] | the encoding, of text its delimiter and header |
 //! | [`lines`] | the head of log lines |
 //! | [`table`] | rows of plain values |
 //! | [`fields`] | time, key, layout and channels |
 //! | [`rhythm`] | sampling, and the windows that suit it |
-//! | [`proposal`] | the pipeline file |
+//! | `proposal` | the pipeline file |
 //!
 //! All but the first are functions of the sample: general rules, no knowledge of any collection.
 

@@ -137,7 +137,7 @@ impl Table {
         }
     }
 
-    /// Adds the rows of a batch, up to [`MOST_ROWS`] in all.
+    /// Adds the rows of a batch, up to `MOST_ROWS` in all.
     pub fn push_batch(&mut self, batch: &RecordBatch, piece: usize) {
         let mut columns = Vec::new();
         for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
