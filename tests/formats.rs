@@ -101,7 +101,7 @@ fn nested_json_in_an_envelope_is_read_in_groups_by_the_brokers_time() {
     assert_eq!(by_key(&read(&plant.topic("embeddings"))), expected);
     let anomalies = read(&plant.topic("anomalies"));
     assert_eq!(by_key(&anomalies), expected);
-    let last = anomalies.iter().filter(|message| message.segment().0 == "m/0").next_back();
+    let last = anomalies.iter().rfind(|message| message.segment().0 == "m/0");
     assert_eq!(last.unwrap().json()["missing"], serde_json::json!(["a"]));
     let letters = read(&plant.topic("dead-letters"));
     assert_eq!(letters.len(), 4);
