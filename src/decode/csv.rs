@@ -94,6 +94,10 @@ impl Csv {
         if std::str::from_utf8(payload).is_err() {
             return Err("expected a row, found text that is not UTF-8".to_owned());
         }
+        // The parser would go on reading the quote in the next message.
+        if payload.contains(&b'"') && Quoting::at_end_of(payload, self.delimiter).is_open() {
+            return Err("expected a row, found a quote that is not closed".to_owned());
+        }
         let counted = |error: ArrowError| {
             format!(
                 "expected {} columns ({}): {}",
@@ -105,8 +109,7 @@ impl Csv {
         let read = self.decoder.decode(payload).map_err(counted)?;
         self.decoder.decode(b"\n").map_err(counted)?;
         match free - self.decoder.capacity() {
-            0 if payload.iter().all(u8::is_ascii_whitespace) => Err(EMPTY.to_owned()),
-            0 => Err("expected a row, found a quote that is not closed".to_owned()),
+            0 => Err(EMPTY.to_owned()),
             1 if read == payload.len() => Ok(()),
             _ => Err("expected one row, found more than one".to_owned()),
         }
@@ -131,6 +134,39 @@ impl Csv {
 }
 
 const EMPTY: &str = "expected a row, found an empty message";
+
+/// Where in CSV a scan stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quoting {
+    FieldStart,
+    Unquoted,
+    Quoted,
+    /// Behind a quote that closes the field, unless another follows.
+    Closing,
+}
+
+impl Quoting {
+    /// Behind `byte`.
+    pub fn after(self, byte: u8, delimiter: u8) -> Self {
+        match (self, byte) {
+            (Self::Quoted, b'"') => Self::Closing,
+            (Self::Quoted, _) | (Self::FieldStart | Self::Closing, b'"') => Self::Quoted,
+            (_, b'\n' | b'\r') => Self::FieldStart,
+            (_, byte) if byte == delimiter => Self::FieldStart,
+            _ => Self::Unquoted,
+        }
+    }
+
+    /// Behind all of `bytes`, which begin with a field.
+    fn at_end_of(bytes: &[u8], delimiter: u8) -> Self {
+        bytes.iter().fold(Self::FieldStart, |state, byte| state.after(*byte, delimiter))
+    }
+
+    /// Whether a quoted field goes on.
+    pub fn is_open(self) -> bool {
+        self == Self::Quoted
+    }
+}
 
 /// The delimiter as the parser takes it.
 pub(crate) fn delimiter(csv: &config::Csv) -> Result<u8, DecodeError> {

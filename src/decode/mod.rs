@@ -1015,6 +1015,16 @@ mod tests {
     }
 
     #[test]
+    fn a_quote_left_open_behind_a_row_does_not_swallow_the_next_message() {
+        let decoded = csv(&wide(), &["machine", "ts", "a"])
+            .decode(&lane(), &messages(&["m,1,1", "m,2,2\nm,3,\"4", "m,5,5", "m,6,\"6\"", "m,7,7"]))
+            .unwrap();
+        let offsets: Vec<i64> = records(&decoded).iter().map(|record| record.2).collect();
+        assert_eq!(offsets, [100, 102, 103, 104]);
+        assert_eq!(reasons(&decoded), [(101, "expected a row, found a quote that is not closed")]);
+    }
+
+    #[test]
     fn a_channel_that_csv_does_not_have_is_missing() {
         let decoded =
             csv(&wide(), &["machine", "ts", "b"]).decode(&lane(), &messages(&["m,1,2"])).unwrap();

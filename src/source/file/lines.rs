@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 
 use super::file_error;
 use super::input::{Compression, Input};
+use crate::decode::csv::Quoting;
 use crate::source::{Messages, SourceError};
 
 /// A batch ends at this size, however few its lines.
@@ -246,27 +247,6 @@ fn append_quoted_lines(input: &mut Input, record: &mut Vec<u8>, delimiter: u8) -
             return Ok(0);
         }
         lines += 1;
-    }
-}
-
-/// Where in a CSV record a scan stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Quoting {
-    FieldStart,
-    Unquoted,
-    Quoted,
-    /// Behind a quote that closes the field, unless another follows.
-    Closing,
-}
-
-impl Quoting {
-    fn after(self, byte: u8, delimiter: u8) -> Self {
-        match (self, byte) {
-            (Self::Quoted, b'"') => Self::Closing,
-            (Self::Quoted, _) | (Self::FieldStart | Self::Closing, b'"') => Self::Quoted,
-            (_, byte) if byte == delimiter => Self::FieldStart,
-            _ => Self::Unquoted,
-        }
     }
 }
 
