@@ -101,6 +101,10 @@ pub enum Conflict {
     IllegalTopic { key: &'static str, topic: String },
     #[error("{key} = {topic:?} is also in source.topics: the pipeline would read its own output")]
     OutputIsInput { key: &'static str, topic: String },
+    #[error("[feedback] needs source.kind = \"kafka\", whose brokers have its topic")]
+    FeedbackWithoutKafka,
+    #[error("feedback.topic = {topic:?} is also in {other}: labels have a topic of their own")]
+    FeedbackIsNotAlone { topic: String, other: &'static str },
     #[error("{first} and {second} both write to topic {topic:?}")]
     SharedOutput { first: &'static str, second: &'static str, topic: String },
 }
@@ -131,6 +135,7 @@ impl Conflict {
             Self::QueueAgainstBatch { .. } => "model.queue",
             Self::PoolBelowBatch { .. } => "pairs.pool",
             Self::NoBrokers => "sink.kafka",
+            Self::FeedbackWithoutKafka | Self::FeedbackIsNotAlone { .. } => "feedback.topic",
             Self::ExactlyOnceWithoutStore => "checkpoint.delivery",
             Self::ClustersApart => "sink.kafka.brokers",
             Self::ReadsUncommitted { .. } => "source.properties",
@@ -152,6 +157,7 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     check_training(&pipeline.training)?;
     check_memories(pipeline)?;
     check_sinks(pipeline)?;
+    check_feedback(pipeline)?;
     positive("checkpoint.interval", pipeline.checkpoint.interval)?;
     within("checkpoint.keep", pipeline.checkpoint.keep, 1, UNBOUNDED)?;
     if let Some(store) = &pipeline.checkpoint.store {
@@ -539,15 +545,20 @@ fn check_sinks(pipeline: &Pipeline) -> Result<(), Conflict> {
     Ok(())
 }
 
-fn check_outputs(kafka: &KafkaSink, pipeline: &Pipeline) -> Result<(), Conflict> {
+/// The topics that are written to, by the key that names each; an empty one is left out.
+fn outputs_of(kafka: &KafkaSink, pipeline: &str) -> [(&'static str, String); 3] {
     let named = |topic: &Option<String>, ending: &str| {
-        topic.clone().unwrap_or_else(|| format!("{}.{ending}", pipeline.name))
+        topic.clone().unwrap_or_else(|| format!("{pipeline}.{ending}"))
     };
-    let outputs = [
+    [
         ("sink.kafka.embeddings", named(&kafka.embeddings, "embeddings")),
         ("sink.kafka.anomalies", named(&kafka.anomalies, "anomalies")),
         ("sink.kafka.dead_letters", named(&kafka.dead_letters, "dead-letters")),
-    ];
+    ]
+}
+
+fn check_outputs(kafka: &KafkaSink, pipeline: &Pipeline) -> Result<(), Conflict> {
+    let outputs = outputs_of(kafka, &pipeline.name);
     for (index, (key, topic)) in outputs.iter().enumerate() {
         if topic.is_empty() && *key != "sink.kafka.dead_letters" {
             continue;
@@ -564,6 +575,21 @@ fn check_outputs(kafka: &KafkaSink, pipeline: &Pipeline) -> Result<(), Conflict>
         }
     }
     Ok(())
+}
+
+fn check_feedback(pipeline: &Pipeline) -> Result<(), Conflict> {
+    let Some(feedback) = &pipeline.feedback else { return Ok(()) };
+    let topic = &feedback.topic;
+    legal_topic("feedback.topic", topic)?;
+    let Source::Kafka(source) = &pipeline.source else {
+        return Err(Conflict::FeedbackWithoutKafka);
+    };
+    let shares = |other| Conflict::FeedbackIsNotAlone { topic: topic.clone(), other };
+    ensure(!source.topics.contains(topic), || shares("source.topics"))?;
+    let Some(sink) = &pipeline.sink.kafka else { return Ok(()) };
+    let outputs = outputs_of(sink, &pipeline.name);
+    let same = outputs.iter().find(|(_, output)| output == topic);
+    same.map_or(Ok(()), |(key, _)| Err(shares(*key)))
 }
 
 fn check_listen(listen: &str) -> Result<(), Conflict> {

@@ -47,6 +47,9 @@ pub struct Pipeline {
     pub training: Training,
     #[serde(default)]
     pub scores: Scores,
+    /// Where labels come from, if any are taken.
+    #[serde(default)]
+    pub feedback: Option<Feedback>,
     #[serde(default)]
     pub sink: Sink,
     #[serde(default)]
@@ -313,6 +316,16 @@ pub struct Scores {
     pub parts: Vec<Part>,
     /// Which segments of an episode a score marks. Alerts do not depend on it.
     pub mark: Mark,
+}
+
+/// `[feedback]`: what people say of alerts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feedback {
+    /// Topic on the source's brokers, JSON messages such as `{"key":"press-4",
+    /// "from":"2026-01-01T00:00:00Z","to":"2026-01-01T00:01:00Z","label":"anomaly"}`; the label is
+    /// `anomaly` or `normal`, times are RFC 3339 or, as in outputs, microseconds since 1970.
+    pub topic: String,
 }
 
 /// A view of a segment that its score takes in.

@@ -3,20 +3,24 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
 use rustc_hash::FxHashMap;
 
 use super::layout::{Recording, Series, write_scores};
+use super::plot::{Picture, Traces, ranges};
 use super::{EvaluateError, Judged, Layout, Report};
 use crate::checkpoint::CheckpointError;
 use crate::config::{self, Pipeline};
 use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
 use crate::runtime::Core;
+use crate::score::Label;
 use crate::sink::SegmentMeta;
 use crate::source::{Event, FileSource, Payload, Source};
 use crate::window::{Segmenter, Segments, WindowShape};
@@ -28,19 +32,33 @@ struct Scored {
     alerts: Vec<bool>,
 }
 
-/// Scores every series under `data`, writes the scores below `out`, and measures them where there
-/// are labels. Series run side by side over the cores; `progress` is told of each one done.
+/// An evaluation that is to be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Evaluation<'a> {
+    pub pipeline: &'a Pipeline,
+    pub layout: Layout,
+    /// A recording, or a folder of them.
+    pub data: &'a Path,
+    /// A labels file in NAB's form.
+    pub labels: Option<&'a Path>,
+    /// Scores are written below it.
+    pub out: &'a Path,
+    /// Each series is drawn below it.
+    pub plots: Option<&'a Path>,
+    /// Share of the rows whose label is told once the row is scored, as if by a person.
+    pub feedback: f64,
+}
+
+/// Scores every series, and measures the scores where there are labels. Series run side by side
+/// over the cores; `progress` is told of each one done.
 ///
 /// # Errors
-/// If a series cannot be read or its scores not be written.
+/// If a series cannot be read, or its scores or its picture not be written.
 pub fn run(
-    pipeline: &Pipeline,
-    layout: Layout,
-    data: &Path,
-    labels: Option<&Path>,
-    out: &Path,
+    evaluation: &Evaluation<'_>,
     progress: &(dyn Fn(&Series) + Sync),
 ) -> Result<Report, EvaluateError> {
+    let Evaluation { pipeline, layout, data, labels, .. } = *evaluation;
     let series = layout.series(data, labels, pipeline)?;
     let next = AtomicUsize::new(0);
     let results: Mutex<BTreeMap<usize, Result<Scored, EvaluateError>>> = Mutex::default();
@@ -51,7 +69,7 @@ pub fn run(
                 while let Some((index, one)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| Some((i, series.get(i)?)))
                 {
-                    let scored = evaluate(pipeline, one, out);
+                    let scored = evaluate(evaluation, one);
                     progress(one);
                     let mut results = results.lock().unwrap_or_else(|held| held.into_inner());
                     results.insert(index, scored);
@@ -76,7 +94,8 @@ pub fn run(
     Report::measure(&judged)
 }
 
-fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, EvaluateError> {
+fn evaluate(evaluation: &Evaluation<'_>, series: &Series) -> Result<Scored, EvaluateError> {
+    let Evaluation { pipeline, out, plots, feedback, .. } = *evaluation;
     let recording = series.load()?;
     let file = config::FileSource {
         format: Some(config::Format::Csv),
@@ -86,6 +105,7 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
     let pipeline = Pipeline {
         records: recording.records.clone(),
         source: config::Source::File(file.clone()),
+        feedback: (feedback > 0.0).then(|| config::Feedback { topic: String::new() }),
         ..pipeline.clone()
     };
     let failed = |reason: &dyn std::fmt::Display| EvaluateError::file(&series.path, reason);
@@ -94,6 +114,9 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
             .map_err(|error| failed(&error))?;
     let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
     let mut verdicts = Verdicts::new(recording.lines.clone(), &shape);
+    let labels = recording.labels.as_deref().filter(|_| feedback > 0.0);
+    let mut teacher = labels.map(|labels| Teacher::new(labels, feedback, &pipeline));
+    let mut traces = plots.map(|_| Traces::new(recording.lines.clone()));
     let mut core = Core::new(&pipeline);
     let mut segmenter = None;
     loop {
@@ -106,8 +129,11 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
                     Segmenter::new(batch.lane, shape.clone(), pipeline.windows.max_keys)
                 });
                 verdicts.expect(&decoded.records);
+                if let Some(traces) = &mut traces {
+                    traces.take(&decoded.records);
+                }
                 let segments = segmenter.push(&decoded.records).map_err(|error| failed(&error))?;
-                verdicts.take(&mut core, &segments).map_err(|error| failed(&error))?;
+                verdicts.take(&mut core, segments, &mut teacher).map_err(|error| failed(&error))?;
             }
             Event::End => break,
             Event::Assigned(_) | Event::Revoked(_) | Event::Lost(_) | Event::Idle => {}
@@ -115,11 +141,40 @@ fn evaluate(pipeline: &Pipeline, series: &Series, out: &Path) -> Result<Scored, 
     }
     if let Some(mut segmenter) = segmenter {
         let segments = segmenter.advance(i64::MAX).map_err(|error| failed(&error))?;
-        verdicts.take(&mut core, &segments).map_err(|error| failed(&error))?;
+        verdicts.take(&mut core, segments, &mut teacher).map_err(|error| failed(&error))?;
     }
     let (scores, alerts) = verdicts.per_row();
     write_scores(out, series, &recording, &scores, &alerts)?;
+    if let (Some(plots), Some(traces)) = (plots, &traces) {
+        let labels = recording.labels.as_deref().map(ranges).unwrap_or_default();
+        let (title, scores, alerts) = (&series.name, &scores, &alerts);
+        let picture = Picture { title, traces, scores, alerts, labels: &labels };
+        picture.write(&plots.join(&series.name).with_extension("svg"))?;
+    }
     Ok(Scored { recording, scores, alerts })
+}
+
+/// Tells the labels of some rows, chosen at random, once they are scored.
+struct Teacher<'a> {
+    labels: &'a [bool],
+    share: f64,
+    rng: Pcg64Mcg,
+}
+
+/// Segments after which labels are told.
+const UNTOLD: usize = 16;
+
+impl<'a> Teacher<'a> {
+    fn new(labels: &'a [bool], share: f64, pipeline: &Pipeline) -> Self {
+        Self { labels, share, rng: Pcg64Mcg::seed_from_u64(pipeline.training.seed) }
+    }
+
+    /// What is told of the segment that ends at `row`, if anything.
+    fn label(&mut self, row: usize, segment: &SegmentMeta) -> Option<Label> {
+        let anomaly = *self.labels.get(row)?;
+        let (key, at) = (Arc::clone(&segment.key), segment.window_end);
+        self.rng.random_bool(self.share).then_some(Label { key, from: at, to: at, anomaly })
+    }
 }
 
 /// A score per input row: that of the first segment which holds it.
@@ -180,18 +235,39 @@ impl Verdicts {
         }
     }
 
-    fn take(&mut self, core: &mut Core, segments: &Segments) -> Result<(), CheckpointError> {
-        // Training must not depend on how fast this machine is.
-        core.process(
-            segments,
-            || true,
-            |outputs| {
-                for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
-                    self.give(meta, (score.score, score.alert));
-                }
-            },
-        )?;
+    fn take(
+        &mut self,
+        core: &mut Core,
+        mut segments: Segments,
+        teacher: &mut Option<Teacher<'_>>,
+    ) -> Result<(), CheckpointError> {
+        while !segments.is_empty() {
+            let count = if teacher.is_some() { UNTOLD } else { segments.len() };
+            let first = segments.take_first(count);
+            // Training must not depend on how fast this machine is.
+            core.process(
+                &first,
+                || true,
+                |outputs| {
+                    for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
+                        self.give(meta, (score.score, score.alert));
+                    }
+                },
+            )?;
+            if let Some(teacher) = teacher {
+                let told =
+                    first.meta.iter().filter_map(|meta| self.newest_row(meta).zip(Some(meta)));
+                told.filter_map(|(row, meta)| teacher.label(row, meta)).for_each(|label| {
+                    core.teach(&label);
+                });
+            }
+        }
         Ok(())
+    }
+
+    /// The row at which a segment ends.
+    fn newest_row(&self, segment: &SegmentMeta) -> Option<usize> {
+        self.lines.partition_point(|first| *first <= segment.last_offset).checked_sub(1)
     }
 
     /// Gives a segment's verdict to the rows within that no earlier one held.
@@ -235,8 +311,6 @@ impl Verdicts {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::array::{
         ArrayRef, Float32Array, Int64Array, StringArray, TimestampMicrosecondArray,
     };

@@ -9,7 +9,7 @@ use crate::checkpoint::{CheckpointError, Part, SavedKeys, Store};
 use crate::config;
 use crate::keys::{Keys, State};
 use crate::learner::{self, Learner};
-use crate::score::{self, Scorer};
+use crate::score::{self, Label, Scorer};
 use crate::sink::Outputs;
 use crate::source::Lane;
 use crate::trajectory::{self, Rules, Trajectory};
@@ -22,6 +22,8 @@ pub struct Core {
     scorer: Scorer,
     lanes: BTreeMap<Lane, Keys<KeyState>>,
     trajectories: Rules,
+    /// Next offset by partition of the topic of labels.
+    labels_read: BTreeMap<i32, i64>,
     /// Per lane, the latest window's end of all its keys, microseconds since the epoch.
     clocks: BTreeMap<Lane, i64>,
     /// Trajectories that have ended and were not taken yet.
@@ -95,10 +97,11 @@ impl Core {
     /// # Errors
     /// If the bytes are not a core, or its model is not the one that `pipeline` describes.
     pub fn load(bytes: &[u8], pipeline: &config::Pipeline) -> Result<Self, CheckpointError> {
-        let (learner, scorer): (Learner, Scorer) =
+        let (learner, scorer, labels_read): (Learner, Scorer, _) =
             postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
         let learner = learner.resume(pipeline).map_err(|error| failed(error.to_string()))?;
-        Ok(Self::from_parts(learner, scorer.resume(pipeline), pipeline))
+        let core = Self::from_parts(learner, scorer.resume(pipeline), pipeline);
+        Ok(Self { labels_read, ..core })
     }
 
     /// The model among the bytes of [`Core::save`], to be looked at: without the pipeline that it
@@ -116,7 +119,17 @@ impl Core {
         let max_keys = pipeline.windows.max_keys;
         let trajectories = Rules::new(pipeline);
         let (lanes, clocks, ended) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { learner, scorer, lanes, trajectories, clocks, ended, max_keys, store: None }
+        Self {
+            learner,
+            scorer,
+            lanes,
+            trajectories,
+            labels_read: BTreeMap::new(),
+            clocks,
+            ended,
+            max_keys,
+            store: None,
+        }
     }
 
     /// Lets keys beyond `windows.max_keys` wait in `store`, where they would be dropped otherwise.
@@ -130,9 +143,9 @@ impl Core {
     /// # Errors
     /// If it cannot be turned into bytes, or the store fails.
     pub fn save(&mut self, part: &Part) -> Result<SavedCore, CheckpointError> {
-        let Self { learner, scorer, lanes, .. } = self;
-        let core =
-            postcard::to_stdvec(&(learner, scorer)).map_err(|error| failed(error.to_string()))?;
+        let Self { learner, scorer, labels_read, lanes, .. } = self;
+        let core = postcard::to_stdvec(&(learner, scorer, labels_read))
+            .map_err(|error| failed(error.to_string()))?;
         let keys = lanes.iter_mut().map(|(lane, keys)| Ok((lane.clone(), keys.save(part)?)));
         Ok(SavedCore { core, keys: keys.collect::<Result<_, CheckpointError>>()? })
     }
@@ -188,6 +201,17 @@ impl Core {
     /// The model.
     pub fn learner(&self) -> &Learner {
         &self.learner
+    }
+
+    /// Takes in what somebody said of segments that were scored; returns how many of them are still
+    /// remembered.
+    pub fn teach(&mut self, label: &Label) -> usize {
+        self.scorer.teach(label)
+    }
+
+    /// Next offset of each partition of the labels' topic; saved with what was learned from them.
+    pub fn labels_read(&mut self) -> &mut BTreeMap<i32, i64> {
+        &mut self.labels_read
     }
 
     /// Takes one training step now, whatever the schedule says: for benchmarks.

@@ -11,7 +11,10 @@ use super::ingest::Ingested;
 use super::{QUEUE, RuntimeError, Summary};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
+use crate::decode::DeadLetter;
+use crate::score::Label;
 use crate::sink::Outputs;
+use crate::source::{LabelReader, Told};
 use crate::telemetry;
 
 /// The learner's side of the service.
@@ -20,6 +23,8 @@ pub struct Learn<'a> {
     core: Core,
     store: Option<&'a Store>,
     deliveries: SyncSender<Delivery>,
+    /// Opened once it is known how far labels were read.
+    labels: Option<LabelReader>,
     /// Batches that wait for the learner.
     backlog: &'a AtomicUsize,
     /// Whether records come no matter how fast this process is, so that training may have to give
@@ -47,7 +52,7 @@ impl<'a> Learn<'a> {
         };
         let core = Core::new(pipeline).with_store(store.cloned());
         let summary = Summary::default();
-        Self { pipeline, core, store, deliveries, backlog, live, share: 0.0, summary }
+        Self { pipeline, core, store, deliveries, labels: None, backlog, live, share: 0.0, summary }
     }
 
     /// Works until nothing can come any more.
@@ -60,6 +65,7 @@ impl<'a> Learn<'a> {
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
                     let lagging = self.live && waiting + 1 >= QUEUE;
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
+                    self.take_labels(&freight)?;
                     self.process(ingested, &freight, lagging)?;
                     // A lane that is finished answers more than once.
                     for ingested in answer {
@@ -69,6 +75,7 @@ impl<'a> Learn<'a> {
                 Ordered::Restore(core) => {
                     let store = self.store.cloned();
                     self.core = Core::load(&core, self.pipeline)?.with_store(store);
+                    self.labels = None;
                 }
                 Ordered::Open { lane, keys, same_model } => {
                     self.core.open_lane(lane, keys.as_ref(), same_model)?;
@@ -138,6 +145,55 @@ impl<'a> Learn<'a> {
             }
             None => Ok(()),
         }
+    }
+
+    /// Learns from the labels that came since the last time: what is scored from here on knows them.
+    fn take_labels(&mut self, freight: &Arc<Freight>) -> Result<(), RuntimeError> {
+        let (Some(feedback), config::Source::Kafka(source)) =
+            (&self.pipeline.feedback, &self.pipeline.source)
+        else {
+            return Ok(());
+        };
+        let labels = match &mut self.labels {
+            Some(labels) => labels,
+            None => {
+                let read = self.core.labels_read();
+                self.labels.insert(LabelReader::open(source, &feedback.topic, read)?)
+            }
+        };
+        let mut letters = Vec::new();
+        for Told { partition, offset, label } in labels.poll()? {
+            match label {
+                Ok(label) => {
+                    let segments = self.core.teach(&label);
+                    metrics::counter!(telemetry::FEEDBACK_LABELS).increment(1);
+                    metrics::counter!(telemetry::FEEDBACK_SEGMENTS).increment(segments as u64);
+                    if segments == 0 {
+                        let Label { key, from, to, .. } = &label;
+                        tracing::debug!(%key, from, to, "label of segments not remembered");
+                        metrics::counter!(telemetry::FEEDBACK_UNMATCHED).increment(1);
+                    }
+                }
+                // Who writes labels may know the keys behind the pseudonyms.
+                Err(letter) if self.pipeline.records.key_hash.is_some() => {
+                    letters.push(DeadLetter {
+                        key: None,
+                        payload: Vec::new(),
+                        reason: "not a label".to_owned(),
+                        ..letter
+                    })
+                }
+                Err(letter) => letters.push(letter),
+            }
+            self.core.labels_read().insert(partition, offset + 1);
+        }
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.summary.dead_letters += letters.len() as u64;
+        metrics::counter!(telemetry::DECODE_FAILURES).increment(letters.len() as u64);
+        let letters = Delivery::DeadLetters(letters, Arc::clone(freight));
+        self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)
     }
 
     fn deliver_trajectories(&mut self) -> Result<(), RuntimeError> {

@@ -14,6 +14,7 @@
 mod causes;
 mod change;
 mod combine;
+mod feedback;
 mod level;
 mod memory;
 mod residual;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use self::causes::View;
 use self::change::{Changes, SCALES};
+use self::feedback::Feedback;
 use self::level::Level;
 use self::memory::Memory;
 use self::residual::{Forecasts, KINDS};
@@ -43,6 +45,8 @@ use crate::pairs::Origin;
 use crate::sink::{Cause, Score};
 use crate::templates::OF_TEMPLATES;
 use crate::window::{SegmentTemplate, Segments, WindowShape};
+
+pub use self::feedback::Label;
 
 /// Scores segments and learns from them what is normal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,6 +63,8 @@ pub struct Scorer {
     tails: [Tail; STATISTICS],
     /// Of their combination.
     combined: Tail,
+    /// Where labels are taken.
+    feedback: Option<Feedback>,
     /// Model version that the memory was last refreshed with.
     version: u64,
     rng: Pcg64Mcg,
@@ -166,6 +172,7 @@ impl Scorer {
             ),
             tails: Default::default(),
             combined: Tail::exponential(),
+            feedback: feedback(pipeline, &shape),
             version: 0,
             rng: Pcg64Mcg::seed_from_u64(pipeline.training.seed),
             shape,
@@ -176,7 +183,15 @@ impl Scorer {
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Self {
         self.config = pipeline.scores.clone();
         self.inputs = pipeline.inputs();
+        let fresh = feedback(pipeline, &self.shape);
+        self.feedback = fresh.map(|fresh| self.feedback.take().unwrap_or(fresh));
         self
+    }
+
+    /// Takes in what somebody said of segments that were scored; returns how many of them are still
+    /// remembered. Nothing where the pipeline takes no labels.
+    pub fn teach(&mut self, label: &Label) -> usize {
+        self.feedback.as_mut().map_or(0, |feedback| feedback.take(label))
     }
 
     /// Scores the segments of `range`, as `learner` embedded them with `keys`, and learns from each
@@ -195,6 +210,9 @@ impl Scorer {
         if learner.version() != self.version {
             self.version = learner.version();
             self.memory.refresh(|values| learner.embed_standardised(values));
+            if let Some(feedback) = &mut self.feedback {
+                feedback.refresh(|values| learner.embed_standardised(values));
+            }
         }
         let size = self.shape.channels * self.shape.length;
         let dimension = embedded.embeddings.len() / range.len().max(1);
@@ -236,9 +254,16 @@ impl Scorer {
                     parts[at] = found.statistics[at].map(|value| self.tails[at].p_value(value));
                 }
             }
-            let ln_p = combine::ln_p_value(parts.into_iter().flatten());
+            let mut ln_p = combine::ln_p_value(parts.into_iter().flatten());
             let evidence = -ln_p as f32;
-            let p_value = self.combined.p_value(evidence);
+            let mut p_value = self.combined.p_value(evidence);
+            if let Some(feedback) = &mut self.feedback {
+                let cosines = &cosines[row * known..(row + 1) * known];
+                let opinion = feedback.opinion(embedding, cosines);
+                ln_p = opinion.on(ln_p, rarest);
+                p_value = opinion.on(p_value.ln(), rarest).exp();
+                feedback.note(key, meta.window_end, embedding, values);
+            }
             let warm = state.segments >= self.config.warmup as u64;
             let alert_id = state.episode(key, &origin, warm, p_value, rarest, self.reach);
             let alert = alert_id.is_some();
@@ -354,6 +379,11 @@ impl Scorer {
             .map(Arc::from)
             .collect()
     }
+}
+
+fn feedback(pipeline: &config::Pipeline, shape: &WindowShape) -> Option<Feedback> {
+    let size = shape.channels * shape.length;
+    pipeline.feedback.as_ref().map(|_| Feedback::new(pipeline.model.embedding, size))
 }
 
 fn statistics_of(part: Part) -> Range<usize> {

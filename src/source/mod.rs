@@ -7,6 +7,7 @@ mod error;
 mod file;
 pub mod generator;
 mod kafka;
+mod labels;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +19,7 @@ pub use error::SourceError;
 pub use file::FileSource;
 pub use generator::{Fault, FaultKind, GeneratorSource, Plant};
 pub use kafka::KafkaSource;
+pub use labels::{LabelReader, Told};
 
 use rdkafka::consumer::ConsumerGroupMetadata;
 

@@ -46,6 +46,19 @@ impl Segments {
         &self.values[index * size..(index + 1) * size]
     }
 
+    /// Takes the first `count` of them, or all there are.
+    pub fn take_first(&mut self, count: usize) -> Self {
+        let count = count.min(self.len());
+        let size = if self.is_empty() { 0 } else { self.values.len() / self.len() };
+        Self {
+            values: self.values.drain(..count * size).collect(),
+            meta: self.meta.drain(..count).collect(),
+            runs: self.runs.drain(..count).collect(),
+            fresh: self.fresh.drain(..count).collect(),
+            templates: self.templates.drain(..count.min(self.templates.len())).collect(),
+        }
+    }
+
     /// Moves all of `other` behind these.
     pub fn append(&mut self, other: &mut Self) {
         self.values.append(&mut other.values);
