@@ -19,7 +19,7 @@ fn plant(name: &str) -> Plant {
 /// Feeds both, labels first, and waits until all of it is committed.
 fn feed(plant: &Plant, program: &mut Program, machines: &mut Machines, labels: &[&str]) {
     let records: Vec<_> =
-        labels.iter().map(|label| ("someone".to_owned(), (*label).to_owned())).collect();
+        labels.iter().map(|label| ("someone-1".to_owned(), (*label).to_owned())).collect();
     produce(&plant.topic("labels"), PARTITIONS, &records);
     produce(&plant.topic("sensors"), PARTITIONS, &machines.next(200));
     program.until("everything committed", |_| {

@@ -707,6 +707,28 @@ mod tests {
     }
 
     #[test]
+    fn labels_have_a_topic_of_their_own_on_the_brokers_of_the_source() {
+        for (topic, message) in [
+            ("sensors", "feedback.topic = \"sensors\" is also in source.topics"),
+            (
+                "plant.anomalies",
+                "feedback.topic = \"plant.anomalies\" is also in sink.kafka.anomalies",
+            ),
+            ("a b", "feedback.topic = \"a b\" is no legal topic name"),
+            ("plant.labels", "none"),
+        ] {
+            let found = conflict(&[&format!("feedback.topic={topic:?}")]);
+            assert!(found.starts_with(message), "{found}");
+        }
+        let file = [
+            "source={kind=\"file\", path=\"in\"}",
+            "sink.kafka.brokers=\"b:1\"",
+            "feedback.topic=\"labels\"",
+        ];
+        assert!(conflict(&file).starts_with("[feedback] needs source.kind"), "{}", conflict(&file));
+    }
+
+    #[test]
     fn every_value_out_of_range_is_refused_with_its_key_and_value() {
         for (line, message) in [
             ("name=\"a b\"", "name = \"a b\": expected up to 236 of"),
