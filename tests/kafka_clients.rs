@@ -807,6 +807,7 @@ fn calm() -> Score {
         alert_id: None,
         causes: Vec::new(),
         missing: Vec::new(),
+        turn: false,
         warm: true,
     }
 }

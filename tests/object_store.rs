@@ -214,6 +214,7 @@ fn output(key: &str, sequence: u64) -> Outputs {
         alert_id: None,
         causes: Vec::new(),
         missing: Vec::new(),
+        turn: false,
         warm: true,
     };
     Outputs {

@@ -82,6 +82,7 @@ fn outputs() -> Outputs {
                 Vec::new()
             },
             missing: if alert { vec!["speed".into()] } else { Vec::new() },
+            turn: false,
             warm: row >= 10,
         });
     }

@@ -3,28 +3,47 @@
 //! Contrastive learning on one stream tells moments of the same normal apart, and what lasts soon
 //! becomes one of many known moments. A fault that lasts must stay abnormal for as long as it does:
 //! each key has a Gaussian of its recent level, the mean of each channel over the last quarter of
-//! a segment, and the Mahalanobis distance from it (Hotelling 1947; multivariate process control).
-//! What is suspicious hardly teaches what is normal, until it has lasted so long that it is.
+//! a segment, and the Mahalanobis distance from it (Hotelling 1947; multivariate process control)
+//! with its probability. What is suspicious hardly teaches what is normal, until it has lasted so
+//! long that it is; channels that have no part in it go on teaching, for temperatures wander
+//! through a fault as they did before.
 
 use serde::{Deserialize, Serialize};
 
 /// Running mean and covariance of a key's level.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Level {
-    mean: Vec<f64>,
+    /// One per channel.
+    channels: Vec<Channel>,
     /// `[channels, channels]`.
     covariance: Vec<f64>,
+}
+
+/// What is known of one channel's level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Channel {
+    mean: f64,
+    /// Variance of a level that the scatter of the samples within explains alone.
+    noise: f64,
     /// Independent levels learned from; suspicious ones count for little.
     weight: f64,
-    /// Independent levels since the last one that was not suspicious.
+    /// Independent levels since the last one without a part in anything suspicious.
     suspicious: f64,
+}
+
+/// One channel's level in a segment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Recent {
+    mean: f64,
+    /// Variance of the mean, from the samples' scatter.
+    noise: f64,
 }
 
 /// How a segment's level compares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// Root of the squared Mahalanobis distance per channel; about 1 for a normal segment.
-    pub distance: f32,
+    /// `-ln` of the probability that a normal level is as far from the mean, in nats.
+    pub evidence: f32,
     /// Whether it is too far to be learned from.
     pub suspicious: bool,
     /// Per channel, its own deviation in standard deviations.
@@ -33,8 +52,8 @@ pub struct Found {
 
 /// Independent levels before there is a covariance to measure by, and before anything is
 /// suspicious. Segments overlap: one brings the share of an independent level that is new in it.
-const KNOWN: f64 = 4.0;
-const SETTLED: f64 = 8.0;
+const KNOWN: f64 = 8.0;
+const SETTLED: f64 = 16.0;
 /// Independent levels over which it forgets.
 const HORIZON: f64 = 500.0;
 /// A suspicious level counts as this share of a normal one.
@@ -42,8 +61,14 @@ const SUSPICIOUS_WEIGHT: f64 = 1.0 / 200.0;
 /// After so many independent suspicious levels in a row they are a new normal, to be learned in
 /// full.
 const ACCEPTED: f64 = 64.0;
-/// Standard score of a probability of 1e-5 in a normal stream: beyond is suspicious.
-const SUSPICION: f64 = 4.265;
+/// Evidence beyond which a level is suspicious: a probability of 2e-4. Sooner than an alert begins,
+/// or a slow fault is learned before it is seen.
+const SUSPICION: f64 = 8.5;
+/// Standard deviations that a channel must be off by to have a part in what is suspicious.
+const TAKES_PART: f64 = 3.0;
+/// Independent levels that the noise within a level stands in for, in the variance of its channel:
+/// from a few levels alone, some channel's is always too small.
+const PRIOR: f64 = 4.0;
 /// Share of the diagonal in the covariance (shrinkage, Ledoit & Wolf 2004): as few segments are
 /// independent as there may be channels.
 const SHRINKAGE: f64 = 0.1;
@@ -55,63 +80,136 @@ impl Level {
     /// samples are new, with the level so far, then learns from it. A channel without recent
     /// samples is taken to be where it was. `None` until enough is known.
     pub fn push(&mut self, values: &[f32], time: usize, fresh: usize) -> Option<Found> {
-        let channels = values.len() / time;
         let recent = (time / 4).max(1);
-        let level = values.chunks_exact(time).map(|samples| mean(&samples[time - recent..]));
+        let levels: Vec<Option<Recent>> =
+            values.chunks_exact(time).map(|samples| level(&samples[time - recent..])).collect();
         let independent = (fresh as f64 / recent as f64).min(1.0);
-        if self.mean.is_empty() {
-            self.mean = level.map(|mean| mean.unwrap_or(0.0)).collect();
-            self.covariance = vec![0.0; channels * channels];
-            self.weight = independent;
+        if self.channels.is_empty() {
+            self.begin(&levels, independent);
             return None;
         }
-        let deviation: Vec<f64> =
-            level.zip(&self.mean).map(|(level, mean)| level.map_or(0.0, |l| l - mean)).collect();
-        let found = (self.weight >= KNOWN).then(|| self.compare(&deviation));
-        let suspicious = found.as_ref().is_some_and(|found| found.suspicious);
-        self.suspicious = if suspicious { self.suspicious + independent } else { 0.0 };
-        let teaches_little = suspicious && self.suspicious <= ACCEPTED;
-        self.learn(&deviation, independent * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 });
+        let deviation: Vec<f64> = levels
+            .iter()
+            .zip(&self.channels)
+            .map(|(level, channel)| level.map_or(0.0, |level| level.mean - channel.mean))
+            .collect();
+        let known = self.channels.iter().all(|channel| channel.weight >= KNOWN);
+        let found = known.then(|| self.compare(&deviation));
+        let takes_part = match &found {
+            Some(found) if found.suspicious => blamed(&found.deviations),
+            _ => vec![false; deviation.len()],
+        };
+        let weights: Vec<f64> = self
+            .channels
+            .iter_mut()
+            .zip(takes_part)
+            .map(|(channel, takes_part)| {
+                channel.suspicious =
+                    if takes_part { channel.suspicious + independent } else { 0.0 };
+                let teaches_little = takes_part && channel.suspicious <= ACCEPTED;
+                independent * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 }
+            })
+            .collect();
+        self.learn(&levels, &deviation, &weights);
         found
+    }
+
+    fn begin(&mut self, levels: &[Option<Recent>], independent: f64) {
+        let channels = levels.iter().map(|level| {
+            let Recent { mean, noise } = level.unwrap_or(Recent { mean: 0.0, noise: 0.0 });
+            Channel { mean, noise, weight: independent, suspicious: 0.0 }
+        });
+        self.channels = channels.collect();
+        self.covariance = vec![0.0; levels.len() * levels.len()];
     }
 
     fn compare(&self, deviation: &[f64]) -> Found {
         let channels = deviation.len();
-        let variance = |channel: usize| {
-            let resolution = 1e-6 * self.mean[channel];
-            self.covariance[channel * channels + channel] + resolution * resolution + 1e-18
-        };
+        let variances: Vec<f64> = self
+            .channels
+            .iter()
+            .enumerate()
+            .map(|(at, channel)| {
+                let resolution = 1e-6 * channel.mean;
+                self.covariance[at * channels + at]
+                    + PRIOR * channel.noise / channel.weight
+                    + resolution * resolution
+                    + 1e-18
+            })
+            .collect();
         let deviations: Vec<f64> =
-            (0..channels).map(|channel| deviation[channel] / variance(channel).sqrt()).collect();
+            deviation.iter().zip(&variances).map(|(d, variance)| d / variance.sqrt()).collect();
         // Of the correlations: with a unit diagonal, ill-conditioned covariances stay solvable.
         let correlation = |a: usize, b: usize| {
             let covariance = self.covariance[a * channels + b];
-            (1.0 - SHRINKAGE) * covariance / (variance(a) * variance(b)).sqrt()
+            (1.0 - SHRINKAGE) * covariance / (variances[a] * variances[b]).sqrt()
         };
         let square = if channels <= CORRELATED_CHANNELS {
             whitened_square(&deviations, correlation)
         } else {
             deviations.iter().map(|z| z * z).sum()
         };
-        let distance = (square / channels as f64).sqrt();
+        let evidence = evidence(square, channels);
         Found {
-            distance: distance as f32,
-            suspicious: self.weight >= SETTLED && distance > suspicious_distance(channels),
+            evidence: evidence.min(f64::from(f32::MAX)) as f32,
+            suspicious: evidence > SUSPICION
+                && self.channels.iter().all(|channel| channel.weight >= SETTLED),
             deviations: deviations.iter().map(|z| *z as f32).collect(),
         }
     }
 
-    fn learn(&mut self, deviation: &[f64], weight: f64) {
-        self.weight += weight;
-        let rate = weight / self.weight.min(HORIZON);
-        for (row, a) in deviation.iter().enumerate() {
-            self.mean[row] += rate * a;
-            let covariances = &mut self.covariance[row * deviation.len()..];
-            for (covariance, b) in covariances.iter_mut().zip(deviation) {
+    /// Learns levels by the weight that each channel's counts with; two channels' covariance by
+    /// the lesser of theirs.
+    fn learn(&mut self, levels: &[Option<Recent>], deviation: &[f64], weights: &[f64]) {
+        let rates: Vec<f64> = self
+            .channels
+            .iter_mut()
+            .zip(weights)
+            .map(|(channel, weight)| {
+                channel.weight += weight;
+                weight / channel.weight.min(HORIZON)
+            })
+            .collect();
+        for ((channel, level), rate) in self.channels.iter_mut().zip(levels).zip(&rates) {
+            if let Some(level) = level {
+                channel.mean += rate * (level.mean - channel.mean);
+                channel.noise += rate * (level.noise - channel.noise);
+            }
+        }
+        let rows = self.covariance.chunks_exact_mut(deviation.len());
+        for (row, (a, of_a)) in rows.zip(deviation.iter().zip(&rates)) {
+            for (covariance, (b, of_b)) in row.iter_mut().zip(deviation.iter().zip(&rates)) {
+                let rate = of_a.min(*of_b);
                 *covariance += rate * ((1.0 - rate) * a * b - *covariance);
             }
         }
     }
+}
+
+/// The channels that have a part in what is suspicious: those far off by themselves, or all where
+/// only the channels' relation is.
+fn blamed(deviations: &[f32]) -> Vec<bool> {
+    let far = |deviation: &f32| f64::from(deviation.abs()) > TAKES_PART;
+    let any = deviations.iter().any(far);
+    deviations.iter().map(|deviation| !any || far(deviation)).collect()
+}
+
+/// `-ln` of the probability that a chi-squared variable of `channels` degrees of freedom is at
+/// least `square` (Wilson & Hilferty 1931: its cube root is all but normal).
+fn evidence(square: f64, channels: usize) -> f64 {
+    let spread = 2.0 / (9.0 * channels as f64);
+    let z = ((square.max(0.0) / channels as f64).cbrt() - (1.0 - spread)) / spread.sqrt();
+    -ln_survival(z)
+}
+
+/// `ln` of the probability that a standard normal variable is at least `z`, to half a percent of
+/// the probability (Karagiannidis & Lioumpas 2007).
+fn ln_survival(z: f64) -> f64 {
+    let size = z.abs().max(1e-3);
+    let ln_tail = (1.0 - (-1.4 * size).exp()).ln()
+        - size * size / 2.0
+        - (1.135 * (2.0 * std::f64::consts::PI).sqrt() * size).ln();
+    if z > 0.0 { ln_tail } else { (-ln_tail.exp()).ln_1p() }
 }
 
 /// `z' R^-1 z` for the matrix `R` with a unit diagonal and `correlation(a, b)` beside it, by
@@ -137,19 +235,16 @@ fn whitened_square(z: &[f64], correlation: impl Fn(usize, usize) -> f64) -> f64 
     whitened.iter().map(|value| value * value).sum()
 }
 
-/// Where a chi-squared variable of as many degrees of freedom, divided by them, has its
-/// [`SUSPICION`] quantile, as a root (Wilson & Hilferty 1931).
-fn suspicious_distance(channels: usize) -> f64 {
-    let spread = 2.0 / (9.0 * channels as f64);
-    (1.0 - spread + SUSPICION * spread.sqrt()).powf(1.5)
-}
-
 /// Of those that are not missing.
-fn mean(samples: &[f32]) -> Option<f64> {
-    let observed = samples.iter().filter(|sample| !sample.is_nan());
-    let (sum, count) =
-        observed.fold((0.0, 0), |(sum, count), sample| (sum + f64::from(*sample), count + 1));
-    (count > 0).then(|| sum / f64::from(count))
+fn level(samples: &[f32]) -> Option<Recent> {
+    let observed = || samples.iter().filter(|sample| !sample.is_nan()).map(|s| f64::from(*s));
+    let count = observed().count() as f64;
+    if count == 0.0 {
+        return None;
+    }
+    let mean = observed().sum::<f64>() / count;
+    let square = observed().map(|sample| (sample - mean).powi(2)).sum::<f64>();
+    Some(Recent { mean, noise: square / (count - 1.0).max(1.0) / count })
 }
 
 #[cfg(test)]
@@ -166,41 +261,74 @@ mod tests {
         [5.0 + common + 0.1 * normal() + shift, 100.0 + 10.0 * common, normal()]
     }
 
-    fn learned(rng: &mut Pcg64Mcg, segments: usize) -> (Level, Vec<f32>) {
+    /// What `level` finds in `segments` normal samples.
+    fn normal(level: &mut Level, rng: &mut Pcg64Mcg, segments: usize) -> Vec<Found> {
+        (0..segments).filter_map(|_| level.push(&sample(rng, 0.0), 1, 1)).collect()
+    }
+
+    fn learned(rng: &mut Pcg64Mcg, segments: usize) -> Level {
         let mut level = Level::default();
-        let found = (0..segments).filter_map(|_| level.push(&sample(rng, 0.0), 1, 1));
-        let distances = found.map(|found| found.distance).collect();
-        (level, distances)
+        normal(&mut level, rng, segments);
+        level
     }
 
     #[test]
-    fn normal_segments_are_about_one_away_and_seldom_suspicious() {
+    fn normal_segments_are_as_rare_as_their_evidence_says() {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        let (mut level, distances) = learned(&mut rng, 2000);
-        let late = &distances[500..];
-        let square = late.iter().map(|d| d * d).sum::<f32>() / late.len() as f32;
+        let mut level = learned(&mut rng, 2000);
+        let found = normal(&mut level, &mut rng, 20_000);
+        let beyond = |p: f64| {
+            let far = found.iter().filter(|found| f64::from(found.evidence) > -p.ln()).count();
+            far as f64 / found.len() as f64 / p
+        };
         // Shrinkage takes some of the strong correlation for noise.
-        assert!((0.5..1.3).contains(&square), "{square}");
-        let suspicious = (0..5000)
-            .filter(|_| level.push(&sample(&mut rng, 0.0), 1, 1).is_some_and(|f| f.suspicious))
-            .count();
-        assert!(suspicious <= 2, "{suspicious}");
+        assert!((0.2..2.0).contains(&beyond(0.1)), "{}", beyond(0.1));
+        assert!((0.2..2.0).contains(&beyond(0.01)), "{}", beyond(0.01));
+        let suspicious = found.iter().filter(|found| found.suspicious).count();
+        assert!(suspicious <= 10, "{suspicious}");
+    }
+
+    #[test]
+    fn a_short_history_does_not_make_normal_levels_suspicious() {
+        // Levels of 16 samples, one new sample at a time, as with a stride of 1.
+        const TIME: usize = 64;
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut suspicious = 0;
+        for _ in 0..20 {
+            let rows: Vec<[f32; 3]> = (0..600).map(|_| sample(&mut rng, 0.0)).collect();
+            let mut level = Level::default();
+            suspicious += rows
+                .windows(TIME)
+                .filter(|rows| {
+                    let segment: Vec<f32> = (0..3)
+                        .flat_map(|channel| rows.iter().map(move |row| row[channel]))
+                        .collect();
+                    level.push(&segment, TIME, 1).is_some_and(|found| found.suspicious)
+                })
+                .count();
+        }
+        assert!(suspicious <= 20 * 536 / 100, "{suspicious}");
     }
 
     #[test]
     fn a_broken_correlation_is_far_though_each_channel_is_within_its_range() {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        let (level, _) = learned(&mut rng, 2000);
+        let level = learned(&mut rng, 2000);
         let together = level.clone().push(&[7.0, 120.0, 0.0], 1, 1).unwrap();
         let apart = level.clone().push(&[7.0, 80.0, 0.0], 1, 1).unwrap();
         assert!(!together.suspicious && apart.suspicious, "{together:?} {apart:?}");
         assert!(apart.deviations.iter().all(|z| z.abs() < 2.5));
+        // Nothing is learned of it but a little.
+        let mut after = level.clone();
+        for _ in 0..ACCEPTED as usize {
+            assert!(after.push(&[7.0, 80.0, 0.0], 1, 1).unwrap().suspicious);
+        }
     }
 
     #[test]
     fn a_fault_stays_far_while_it_lasts_and_becomes_normal_in_the_end() {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        let (mut level, _) = learned(&mut rng, 2000);
+        let mut level = learned(&mut rng, 2000);
         for at in 0..ACCEPTED as u32 {
             assert!(level.push(&sample(&mut rng, 3.0), 1, 1).unwrap().suspicious, "{at}");
         }
@@ -211,15 +339,46 @@ mod tests {
     }
 
     #[test]
+    fn channels_without_a_part_in_a_fault_go_on_teaching() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut level = learned(&mut rng, 2000);
+        for _ in 0..60 {
+            let mut values = sample(&mut rng, 40.0);
+            // The third has gone elsewhere, not far for what it does.
+            values[2] += 1.5;
+            assert!(level.push(&values, 1, 1).unwrap().suspicious);
+        }
+        assert!(level.channels[0].mean < 5.5, "{:?}", level.channels[0]);
+        assert!(level.channels[2].mean > 0.1, "{:?}", level.channels[2]);
+    }
+
+    #[test]
     fn missing_and_constant_channels_stay_finite() {
         let mut level = Level::default();
         for at in 0..200 {
             let found = level.push(&[7.0, (at % 7) as f32, f32::NAN], 1, 1);
-            assert!(found.is_none_or(|found| found.distance < 3.0));
+            assert!(found.is_none_or(|found| !found.suspicious));
         }
-        assert!(level.push(&[f32::NAN; 3], 1, 1).unwrap().distance < 1e-3);
+        assert!(level.push(&[f32::NAN; 3], 1, 1).unwrap().evidence < 0.1);
         let changed = level.push(&[8.0, 3.0, f32::NAN], 1, 1).unwrap();
-        assert!(changed.distance.is_finite() && changed.suspicious);
+        assert!(changed.evidence.is_finite() && changed.suspicious);
+    }
+
+    #[test]
+    fn evidence_is_that_of_chi_squared_tables() {
+        // Upper quantiles of the chi-squared distribution.
+        for (square, channels, p) in [
+            (3.841, 1, 0.05),
+            (10.828, 1, 0.001),
+            (15.507, 8, 0.05),
+            (26.124, 8, 0.001),
+            (37.332, 8, 1e-5),
+            (7.344, 8, 0.5),
+        ] {
+            let found = (-evidence(square, channels)).exp();
+            assert!((0.8..1.35).contains(&(found / p)), "{square} {channels}: {found} for {p}");
+        }
+        assert!(evidence(0.0, 3) < 0.05 && evidence(1e30, 3).is_finite());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod residual;
 mod ruler;
 mod tail;
 mod texture;
+mod turn;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use self::residual::{Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
 use self::texture::{Steps, Texture};
+use self::turn::Turn;
 use crate::config::{self, Inputs, Mark, Part};
 use crate::keys::{Keys, State};
 use crate::learner::{self, Embedded, Learner};
@@ -92,6 +94,7 @@ pub struct KeyState {
     previous: Option<Origin>,
     level: Level,
     level_excursion: Excursion,
+    turn: Turn,
     /// Of surprise and distance.
     rulers: [Ruler; 2],
     /// End of the last segment, and the mean time from one to the next, microseconds.
@@ -105,7 +108,7 @@ pub struct KeyState {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Episode {
     id: String,
-    /// Sequence number of its last alerting segment.
+    /// Sequence number of its last segment that was rare enough.
     last: u64,
     open: bool,
 }
@@ -113,7 +116,7 @@ struct Episode {
 /// Suspicious levels in a row, so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Excursion {
-    /// The largest distance.
+    /// The largest evidence.
     peak: f32,
     alerted: bool,
 }
@@ -138,6 +141,8 @@ struct Findings {
     residuals: Vec<[f32; KINDS]>,
     /// Per channel, its steps and how they deviate from the usual ones.
     steps: Vec<(Steps, f32)>,
+    /// Whether the level begins or ceases to change.
+    turn: bool,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -170,7 +175,10 @@ impl Scorer {
                 pipeline.model.embedding,
                 shape.channels * shape.length,
             ),
-            tails: Default::default(),
+            tails: std::array::from_fn(|at| match at {
+                LEVEL => Tail::exponential(),
+                _ => Tail::default(),
+            }),
             combined: Tail::exponential(),
             feedback: feedback(pipeline, &shape),
             version: 0,
@@ -309,6 +317,7 @@ impl Scorer {
                 alert_id,
                 causes,
                 missing: self.missing(key, segments.segment(index, size)),
+                turn: warm && found.turn,
                 warm,
             });
 
@@ -423,19 +432,19 @@ impl Findings {
 }
 
 impl Excursion {
-    /// The distances to calibrate by after a level. An excursion counts once, by its peak, when it
+    /// The evidence to calibrate by after a level. An excursion counts once, by its peak, when it
     /// is over: how often there are such excursions is to be known. One that raised an alert does
     /// not count.
     fn take_in(&mut self, level: &level::Found, alert: bool) -> impl Iterator<Item = f32> {
         let over = if level.suspicious {
-            self.peak = self.peak.max(level.distance);
+            self.peak = self.peak.max(level.evidence);
             self.alerted |= alert;
             None
         } else {
             let over = std::mem::take(self);
             (over.peak > 0.0 && !over.alerted).then_some(over.peak)
         };
-        over.into_iter().chain((!level.suspicious && !alert).then_some(level.distance))
+        over.into_iter().chain((!level.suspicious && !alert).then_some(level.evidence))
     }
 }
 
@@ -466,11 +475,12 @@ impl KeyState {
         let mut statistics = [None; STATISTICS];
         statistics[SURPRISE] = surprise.map(|value| self.rulers[0].measure(value));
         statistics[DISTANCE] = distance.map(|value| self.rulers[1].measure(value));
-        statistics[LEVEL] = level.as_ref().map(|level| level.distance);
+        statistics[LEVEL] = level.as_ref().map(|level| level.evidence);
         for scale in 0..SCALES {
             let largest = changes.iter().map(|sizes| sizes[scale]).fold(0.0, f32::max);
             statistics[CHANGE + scale] = Some(largest);
         }
+        let turn = self.turn.push(statistics[CHANGE + SCALES - 1].unwrap_or(0.0));
         for kind in 0..KINDS {
             let largest = residuals.iter().map(|sizes| sizes[kind]).fold(0.0, f32::max);
             statistics[RESIDUAL + kind] = Some(largest);
@@ -485,7 +495,7 @@ impl KeyState {
             .collect();
         statistics[TEXTURE] =
             Some(steps.iter().map(|(_, deviation)| *deviation).fold(0.0, f32::max));
-        Findings { statistics, surprise, distance, level, changes, residuals, steps }
+        Findings { statistics, surprise, distance, level, changes, residuals, steps, turn }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -508,8 +518,9 @@ impl KeyState {
     }
 
     /// The id of the alert that a segment belongs to, if any. Once begun, an alert lasts while
-    /// segments are rarer than the square root of what begins one, and goes on if the next begins
-    /// before the window has left it.
+    /// segments are rarer than the square root of what begins one, and for half a window after
+    /// that: the parts look at the newer half of a segment, and the older may still hold the
+    /// fault. It goes on if the next begins before the window has left it.
     fn episode(
         &mut self,
         key: &Arc<str>,
@@ -535,6 +546,9 @@ impl KeyState {
                 let id = format!("{key}#{sequence}");
                 self.episode = Some(Episode { id: id.clone(), last: sequence, open: true });
                 Some(id)
+            }
+            Some(episode) if episode.open && sequence.saturating_sub(episode.last) <= reach / 2 => {
+                Some(episode.id.clone())
             }
             Some(episode) => {
                 episode.open = false;

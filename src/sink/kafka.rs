@@ -848,6 +848,7 @@ pub(super) mod tests {
                 Cause { channel: "temperature".into(), share: 0.25 },
             ],
             missing: vec!["speed".into()],
+            turn: false,
             warm: true,
         }
     }

@@ -57,6 +57,8 @@ pub struct Score {
     /// Channels of which the newer half of the segment holds no value: dropped out, stuck, or out
     /// of range.
     pub missing: Vec<Arc<str>>,
+    /// Whether the level of a channel begins or ceases to change: a change point.
+    pub turn: bool,
     /// Whether the key's warm-up is over.
     pub warm: bool,
 }

@@ -391,6 +391,7 @@ mod tests {
             alert_id: None,
             causes: Vec::new(),
             missing: Vec::new(),
+            turn: false,
             warm: true,
         }
     }

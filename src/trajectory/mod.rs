@@ -355,6 +355,7 @@ mod tests {
             alert_id: alert_id.map(str::to_owned),
             causes: Vec::new(),
             missing: Vec::new(),
+            turn: false,
             warm: true,
         };
         let (mut open, mut ended) = (Open::default(), Vec::new());
