@@ -10,11 +10,14 @@ use chrono::{DateTime, NaiveDateTime};
 use csv::StringRecord;
 
 use super::EvaluateError;
+use super::measures::change::Labelled;
 use super::measures::nab;
 use crate::config::{self, Csv, Pipeline, Records, Source, TimeUnit};
 
 /// Name of the label column of SKAB's and of plain recordings.
 const LABEL: &str = "anomaly";
+/// Column of SKAB's change points, 0 or 1.
+const CHANGE_POINT: &str = "changepoint";
 /// Rows at the start of SKAB's recordings that are its training part.
 const SKAB_TRAINING_ROWS: usize = 400;
 
@@ -59,6 +62,8 @@ pub struct Recording {
     pub labels: Option<Vec<bool>>,
     /// Rows of each labelled window, in order, where a labels file has the series.
     pub windows: Option<Vec<Range<usize>>>,
+    /// Where the series changes, where that is labelled.
+    pub change_points: Option<Labelled>,
 }
 
 /// A labels file in NAB's form: windows (first and last time) by the series' relative path.
@@ -144,12 +149,14 @@ impl Series {
         };
         let is_channel = |name: &str| self.layout == Layout::Csv && self.has_channel(name);
         let label = column(LABEL).filter(|_| self.layout != Layout::Nab && !is_channel(LABEL));
+        let change_point = column(CHANGE_POINT).filter(|_| self.layout == Layout::Skab);
 
         let mut times = Vec::new();
         let mut lines = Lines { bytes: &bytes, at: 0, number: 1 };
         let mut line_numbers = Vec::new();
         let mut instants = Vec::new();
         let mut labels = Vec::new();
+        let mut change_points = Vec::new();
         let mut numeric = vec![None; header.len()];
         for row in reader.records() {
             let row = row.map_err(|reason| self.malformed(&reason))?;
@@ -161,16 +168,25 @@ impl Series {
             let time = &row[time];
             times.push(time.to_owned());
             line_numbers.push(lines.number_of(&row));
-            if self.windows.is_some() {
+            if self.windows.is_some() || change_point.is_some() {
                 instants.push(instant(time, self.records.time_unit).ok_or_else(|| {
                     malformed(format!("column {time_name}: expected a time, found \"{time}\""))
                 })?);
             }
+            let is_labelled = |column: usize| {
+                let text = &row[column];
+                parse_label(text).ok_or_else(|| {
+                    let name = &header[column];
+                    malformed(format!("column {name}: expected 0 or 1, found \"{text}\""))
+                })
+            };
             if let Some(label) = label {
-                let text = &row[label];
-                labels.push(parse_label(text).ok_or_else(|| {
-                    malformed(format!("column {LABEL}: expected 0 or 1, found \"{text}\""))
-                })?);
+                labels.push(is_labelled(label)?);
+            }
+            if let Some(change_point) = change_point
+                && is_labelled(change_point)?
+            {
+                change_points.push(times.len() - 1);
             }
             for (is_numeric, value) in numeric.iter_mut().zip(&row) {
                 if is_numeric.is_none() && !value.trim().is_empty() {
@@ -192,7 +208,9 @@ impl Series {
             Some(windows) => Some(rows_within(windows, times.len())),
             None => label.map(|_| labels),
         };
-        Ok(Recording { records, csv: self.dialect(), times, lines: line_numbers, labels, windows })
+        let csv = self.dialect();
+        let change_points = change_point.map(|_| Labelled { instants, rows: change_points });
+        Ok(Recording { records, csv, times, lines: line_numbers, labels, windows, change_points })
     }
 
     fn reader<'a>(&self, bytes: &'a [u8]) -> Result<csv::Reader<&'a [u8]>, EvaluateError> {
@@ -235,7 +253,7 @@ impl Series {
             return Ok(self.records.clone());
         }
         let time = self.time_column();
-        numeric.retain(|name| name != time && name != LABEL && name != "changepoint");
+        numeric.retain(|name| name != time && name != LABEL && name != CHANGE_POINT);
         if numeric.is_empty() {
             return Err(EvaluateError::file(
                 &self.path,
@@ -670,6 +688,9 @@ mod tests {
         let recording = load(Layout::Skab, text, None).unwrap();
         assert_eq!(recording.labels, Some(vec![false, true]));
         assert_eq!(recording.windows, None);
+        let change_points = recording.change_points.unwrap();
+        assert_eq!(change_points.rows, [1]);
+        assert_eq!(change_points.instants[1] - change_points.instants[0], 1_000_000);
         assert_eq!(recording.records.time.as_deref(), Some("datetime"));
         assert_eq!(recording.records.channels, ["Pressure", "Flow RateRMS"]);
         assert_eq!(recording.csv.delimiter, ';');

@@ -1,13 +1,14 @@
 //! The measures of a corpus, as `evaluate` prints them.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::EvaluateError;
 use super::measures::point::{Confusion, average_precision, roc_auc};
 use super::measures::vus::{WINDOW, vus_pr};
-use super::measures::{MeasureError, nab};
+use super::measures::{MeasureError, change, nab};
 
 /// Scores of one series beside its labels.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +19,14 @@ pub struct Judged<'a> {
     pub scores: &'a [f64],
     /// Whether each row is an alert.
     pub alerts: &'a [bool],
+    /// Whether each row is a change point that was found.
+    pub turns: &'a [bool],
     /// Whether each row is anomalous, where that is known.
     pub labels: Option<&'a [bool]>,
     /// Rows of each labelled window, where windows are what is labelled.
     pub windows: Option<&'a [Range<usize>]>,
+    /// Where it changes, where that is labelled.
+    pub change_points: Option<&'a change::Labelled>,
     /// Rows at the start that row-wise measures and VUS-PR leave out.
     pub skip: usize,
 }
@@ -36,6 +41,9 @@ pub struct Report {
     /// NAB's score, over the series with labelled windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nab: Option<Nab>,
+    /// Of the change points, over the series with labelled ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change_points: Option<ChangePoints>,
     /// Of the alerts, over the rows of all labelled series together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub f1: Option<f64>,
@@ -62,6 +70,13 @@ pub struct Nab {
     pub standard: nab::Best,
     pub reward_low_fp: nab::Best,
     pub reward_low_fn: nab::Best,
+}
+
+/// Change points found, by the length of the windows behind the labelled ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ChangePoints {
+    pub within_30_seconds: change::Found,
+    pub within_60_seconds: change::Found,
 }
 
 impl Report {
@@ -98,6 +113,7 @@ impl Report {
             series: corpus.len(),
             rows,
             nab: if_defined(nab(corpus)).map_err(whole)?,
+            change_points: if_defined(change_points(corpus)).map_err(whole)?,
             f1: confusion.and_then(|found| found.f1().ok()),
             far_percent: confusion.and_then(|found| found.far_percent().ok()),
             mar_percent: confusion.and_then(|found| found.mar_percent().ok()),
@@ -113,9 +129,8 @@ fn check(series: &Judged<'_>) -> Result<(), MeasureError> {
     let windows = series.windows.unwrap_or_default();
     nab::Series { scores: series.scores, windows }.check()?;
     let found = series.scores.len();
-    for labels in
-        [Some(series.alerts.len()), series.labels.map(<[bool]>::len)].into_iter().flatten()
-    {
+    let labels = series.labels.map(<[bool]>::len);
+    for labels in [series.alerts.len(), series.turns.len()].into_iter().chain(labels) {
         if labels != found {
             return Err(MeasureError::Lengths { labels, found });
         }
@@ -133,6 +148,15 @@ fn nab(corpus: &[Judged<'_>]) -> Result<Nab, MeasureError> {
         reward_low_fp: corpus.best(nab::Profile::REWARD_LOW_FP)?,
         reward_low_fn: corpus.best(nab::Profile::REWARD_LOW_FN)?,
     })
+}
+
+fn change_points(corpus: &[Judged<'_>]) -> Result<ChangePoints, MeasureError> {
+    let labelled = corpus.iter().filter_map(|series| {
+        series.change_points.map(|labelled| change::Series { labelled, found: series.turns })
+    });
+    let labelled: Vec<change::Series<'_>> = labelled.collect();
+    let within = |seconds| change::measure(&labelled, Duration::from_secs(seconds));
+    Ok(ChangePoints { within_30_seconds: within(30)?, within_60_seconds: within(60)? })
 }
 
 fn if_defined<T>(measure: Result<T, MeasureError>) -> Result<Option<T>, MeasureError> {
@@ -157,8 +181,10 @@ mod tests {
             name: "press.csv",
             scores: &SCORES,
             alerts: &ALERTS,
+            turns: &ALERTS,
             labels: Some(&LABELS),
             windows: None,
+            change_points: None,
             skip: 1,
         }
     }
@@ -186,6 +212,19 @@ mod tests {
         // Row 0 is NAB's probation.
         assert!((found.standard.score - 100.0).abs() < 1e-9);
         assert_eq!(found.standard.threshold, 0.8);
+    }
+
+    #[test]
+    fn labelled_change_points_are_measured_with_both_lengths_of_windows() {
+        let instants = (0..8).map(|at| at * 20_000_000).collect();
+        let labelled = change::Labelled { instants, rows: vec![2] };
+        let report =
+            Report::measure(&[Judged { change_points: Some(&labelled), ..judged() }]).unwrap();
+        let found = report.change_points.unwrap();
+        // Found 40 s behind.
+        assert_eq!((found.within_30_seconds.hits, found.within_60_seconds.hits), (0, 1));
+        let alarms = (found.within_30_seconds.false_alarms, found.within_60_seconds.false_alarms);
+        assert_eq!(alarms, (2, 1));
     }
 
     #[test]

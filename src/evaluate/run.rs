@@ -21,15 +21,14 @@ use crate::config::{self, Pipeline};
 use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
 use crate::runtime::Core;
 use crate::score::Label;
-use crate::sink::SegmentMeta;
+use crate::sink::{Score, SegmentMeta};
 use crate::source::{Event, FileSource, Payload, Source};
 use crate::window::{Segmenter, Segments, WindowShape};
 
 /// A series with its results.
 struct Scored {
     recording: Recording,
-    scores: Vec<f64>,
-    alerts: Vec<bool>,
+    verdicts: Vec<Verdict>,
 }
 
 /// An evaluation that is to be run.
@@ -79,16 +78,20 @@ pub fn run(
     });
     let results = results.into_inner().unwrap_or_else(|held| held.into_inner());
     let scored = results.into_values().collect::<Result<Vec<_>, _>>()?;
+    let columns: Vec<Columns> = scored.iter().map(|one| Columns::of(&one.verdicts)).collect();
     let judged: Vec<Judged<'_>> = series
         .iter()
         .zip(&scored)
-        .map(|(series, scored)| Judged {
+        .zip(&columns)
+        .map(|((series, Scored { recording, .. }), columns)| Judged {
             name: &series.name,
-            scores: &scored.scores,
-            alerts: &scored.alerts,
-            labels: scored.recording.labels.as_deref(),
-            windows: scored.recording.windows.as_deref(),
-            skip: layout.skipped_rows(scored.scores.len()),
+            scores: &columns.scores,
+            alerts: &columns.alerts,
+            turns: &columns.turns,
+            labels: recording.labels.as_deref(),
+            windows: recording.windows.as_deref(),
+            change_points: recording.change_points.as_ref(),
+            skip: layout.skipped_rows(columns.scores.len()),
         })
         .collect();
     Report::measure(&judged)
@@ -143,7 +146,8 @@ fn evaluate(evaluation: &Evaluation<'_>, series: &Series) -> Result<Scored, Eval
         let segments = segmenter.advance(i64::MAX).map_err(|error| failed(&error))?;
         verdicts.take(&mut core, segments, &mut teacher).map_err(|error| failed(&error))?;
     }
-    let (scores, alerts) = verdicts.per_row();
+    let verdicts = verdicts.per_row();
+    let Columns { scores, alerts, .. } = Columns::of(&verdicts);
     write_scores(out, series, &recording, &scores, &alerts)?;
     if let (Some(plots), Some(traces)) = (plots, &traces) {
         let labels = recording.labels.as_deref().map(ranges).unwrap_or_default();
@@ -151,7 +155,24 @@ fn evaluate(evaluation: &Evaluation<'_>, series: &Series) -> Result<Scored, Eval
         let picture = Picture { title, traces, scores, alerts, labels: &labels };
         picture.write(&plots.join(&series.name).with_extension("svg"))?;
     }
-    Ok(Scored { recording, scores, alerts })
+    Ok(Scored { recording, verdicts })
+}
+
+/// The verdicts of all rows, by what they say.
+struct Columns {
+    scores: Vec<f64>,
+    alerts: Vec<bool>,
+    turns: Vec<bool>,
+}
+
+impl Columns {
+    fn of(verdicts: &[Verdict]) -> Self {
+        Self {
+            scores: verdicts.iter().map(|verdict| verdict.score).collect(),
+            alerts: verdicts.iter().map(|verdict| verdict.alert).collect(),
+            turns: verdicts.iter().map(|verdict| verdict.turn).collect(),
+        }
+    }
 }
 
 /// Tells the labels of some rows, chosen at random, once they are scored.
@@ -191,8 +212,15 @@ struct Verdicts {
     width: i64,
 }
 
-/// A score, and whether it belongs to an alert.
-type Verdict = (f64, bool);
+/// What is said of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Verdict {
+    score: f64,
+    /// Whether it belongs to an alert.
+    alert: bool,
+    /// Whether it is a change point.
+    turn: bool,
+}
 
 #[derive(Clone, Copy)]
 struct Waiting {
@@ -250,7 +278,8 @@ impl Verdicts {
                 || true,
                 |outputs| {
                     for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
-                        self.give(meta, (score.score, score.alert));
+                        let Score { score, alert, turn, .. } = *score;
+                        self.give(meta, Verdict { score, alert, turn });
                     }
                 },
             )?;
@@ -293,8 +322,8 @@ impl Verdicts {
 
     /// Rows that no segment holds (the first ones, late ones, those of a gap) take the verdict of
     /// the row of their key before, and what is no record that of the row before.
-    fn per_row(self) -> (Vec<f64>, Vec<bool>) {
-        let mut last = (0.0, false);
+    fn per_row(self) -> Vec<Verdict> {
+        let mut last = Verdict::default();
         let mut last_of_key = vec![last; self.waiting.len()];
         self.rows
             .into_iter()
@@ -305,7 +334,7 @@ impl Verdicts {
                 }
                 last
             })
-            .unzip()
+            .collect()
     }
 }
 
@@ -338,9 +367,10 @@ mod tests {
         let mut segments = segmenter.push(&batch).unwrap();
         segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         for (place, segment) in (1..).zip(&segments.meta) {
-            verdicts.give(segment, (f64::from(place), false));
+            let score = f64::from(place);
+            verdicts.give(segment, Verdict { score, ..Verdict::default() });
         }
-        verdicts.per_row().0
+        Columns::of(&verdicts.per_row()).scores
     }
 
     fn shape() -> WindowShape {

@@ -1,5 +1,6 @@
 //! Measures of anomaly scores against labels, as pure functions over slices.
 
+pub mod change;
 pub mod nab;
 pub mod point;
 pub mod vus;
