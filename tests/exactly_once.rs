@@ -94,7 +94,7 @@ fn exacting(plant: &mut Plant) {
     plant.set("checkpoint.interval=2ms");
     plant.set("training.max_share=1.0");
     plant.set(
-        "scores.parts=[\"surprise\", \"distance\", \"level\", \"change\", \"residual\", \"texture\"]",
+        "scores.parts=[\"surprise\", \"distance\", \"level\", \"change\", \"residual\", \"texture\", \"novelty\"]",
     );
 }
 

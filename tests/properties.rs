@@ -20,7 +20,7 @@ fn pipeline() -> Pipeline {
         model = { hidden = 8, embedding = 8, projection = [8], queue = 64 }
         training = { batch = 16, every = 16 }
         scores = { warmup = 20, parts = ["surprise", "distance", "level", "change", "residual",
-                                         "texture"] }
+                                         "texture", "novelty"] }
     "#;
     Pipeline::from_toml(text, "test.toml", &[]).unwrap()
 }

@@ -345,6 +345,9 @@ pub enum Part {
     Residual,
     /// How its channels move: the size of their steps at several lags.
     Texture,
+    /// How often a channel has looked like this or gone as far, in all of the key's history. Each
+    /// channel keeps its last 512 samples or more for it.
+    Novelty,
 }
 
 /// Which segments of an episode a score marks.
@@ -357,6 +360,9 @@ pub enum Mark {
     /// Its onset: a score says what is new. A segment scores 0 unless it is more extreme than
     /// every suspicious one that it shares samples with.
     Onset,
+    /// What the key has hardly ever shown, by its novelty alone, whether that is one of `parts` or
+    /// not. Within two windows of a mark a segment scores 0 unless it is half as new again.
+    Record,
 }
 
 /// `[sink]`: where results go; each of its tables is optional.

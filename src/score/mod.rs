@@ -4,7 +4,8 @@
 //! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones,
 //! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
 //! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`), the
-//! size of its steps at several lags (`texture.rs`). Each is measured by its key's own centre and
+//! size of its steps at several lags (`texture.rs`), how often the key has shown anything like it
+//! (`novelty.rs`). Each is measured by its key's own centre and
 //! spread, then turned into a tail probability from all keys' values together (`tail.rs`): a key
 //! lends its measure, the pipeline the shape of the tail. Fisher's method combines the
 //! probabilities to the evidence that makes the score (`combine.rs`); since parts are not
@@ -17,6 +18,8 @@ mod combine;
 mod feedback;
 mod level;
 mod memory;
+mod novelty;
+mod record;
 mod residual;
 mod ruler;
 mod tail;
@@ -35,6 +38,7 @@ use self::change::{Changes, SCALES};
 use self::feedback::Feedback;
 use self::level::Level;
 use self::memory::Memory;
+use self::novelty::Novelty;
 use self::residual::{Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
@@ -73,14 +77,15 @@ pub struct Scorer {
 }
 
 /// Statistics of a segment: surprise, distance, level, a change per time scale, those of the
-/// forecast errors, and texture.
-const STATISTICS: usize = 3 + SCALES + KINDS + 1;
+/// forecast errors, texture, and novelty.
+const STATISTICS: usize = 3 + SCALES + KINDS + 2;
 const SURPRISE: usize = 0;
 const DISTANCE: usize = 1;
 const LEVEL: usize = 2;
 const CHANGE: usize = 3;
 const RESIDUAL: usize = CHANGE + SCALES;
 const TEXTURE: usize = RESIDUAL + KINDS;
+const NOVELTY: usize = TEXTURE + 1;
 
 /// What the scorer keeps per key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -91,6 +96,8 @@ pub struct KeyState {
     forecasts: Forecasts,
     /// One per channel.
     textures: Vec<Texture>,
+    /// One per channel, where novelty is looked at.
+    novelties: Vec<Novelty>,
     previous: Option<Origin>,
     level: Level,
     level_excursion: Excursion,
@@ -102,6 +109,7 @@ pub struct KeyState {
     step: f64,
     episode: Option<Episode>,
     peak: Option<Peak>,
+    record: Option<Record>,
 }
 
 /// An alert that lasts over segments.
@@ -128,6 +136,13 @@ struct Peak {
     sequence: u64,
 }
 
+/// The last segment that was marked for its novelty.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    novelty: f64,
+    sequence: u64,
+}
+
 /// What is found in one segment before anything is combined.
 struct Findings {
     /// Measured by the key's own measure, `None` where nothing can be said.
@@ -143,6 +158,8 @@ struct Findings {
     steps: Vec<(Steps, f32)>,
     /// Whether the level begins or ceases to change.
     turn: bool,
+    /// Per channel, how new its newest samples are.
+    news: Vec<f32>,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -153,6 +170,10 @@ const ALERTS_REMEMBERED: u64 = 8;
 /// Bounds of the probability at which an alert begins, whatever the promise asks for.
 const RAREST: f64 = 1e-9;
 const MOST_FREQUENT: f64 = 0.1;
+/// Novelty that is worth a look, of score 0.5: two views are at what they have seen once or twice.
+const NOTABLE: f64 = 4.0;
+/// As many times as new as what was marked, it is marked again.
+const NEWER: f64 = 1.5;
 
 impl AsMut<Self> for KeyState {
     fn as_mut(&mut self) -> &mut Self {
@@ -239,6 +260,8 @@ impl Scorer {
             .collect();
 
         let interval = self.config.false_alarms.mean_interval_micros();
+        let looks_for_novelty =
+            self.config.mark == Mark::Record || self.config.parts.contains(&Part::Novelty);
         let mut scores = Vec::with_capacity(range.len());
         for (row, index) in range.enumerate() {
             let values = &embedded.values[row * size..(row + 1) * size];
@@ -255,6 +278,7 @@ impl Scorer {
                 &self.shape,
                 &origin,
                 (embedded.surprises[row], distances[row]),
+                looks_for_novelty,
             );
             let mut parts = [None; STATISTICS];
             for part in &self.config.parts {
@@ -303,12 +327,17 @@ impl Scorer {
             } else {
                 Vec::new()
             };
-            let marked = match self.config.mark {
-                Mark::State => ln_p,
-                Mark::Onset => state.onset(ln_p, rarest, &origin, self.reach),
+            let score = match self.config.mark {
+                Mark::State => verdict(ln_p, rarest),
+                Mark::Onset => verdict(state.onset(ln_p, rarest, &origin, self.reach), rarest),
+                Mark::Record => {
+                    let novelty = f64::from(found.statistics[NOVELTY].unwrap_or(0.0));
+                    let novelty = state.newest(novelty, &origin, self.reach);
+                    novelty / (novelty + NOTABLE)
+                }
             };
             scores.push(Score {
-                score: verdict(marked, rarest),
+                score,
                 p_value,
                 surprise: found.surprise.unwrap_or(0.0),
                 distance: found.distance.unwrap_or(0.0),
@@ -403,6 +432,7 @@ fn statistics_of(part: Part) -> Range<usize> {
         Part::Change => CHANGE..CHANGE + SCALES,
         Part::Residual => RESIDUAL..RESIDUAL + KINDS,
         Part::Texture => TEXTURE..TEXTURE + 1,
+        Part::Novelty => NOVELTY..NOVELTY + 1,
     }
 }
 
@@ -426,7 +456,9 @@ impl Findings {
             views.push(View { evidence: evidence_of(at..at + 1), weights });
         }
         let weights = self.steps.iter().map(|(_, deviation)| deviation.powi(2)).collect();
-        views.push(View { evidence: evidence_of(TEXTURE..STATISTICS), weights });
+        views.push(View { evidence: evidence_of(TEXTURE..NOVELTY), weights });
+        let weights = self.news.iter().map(|news| news.powi(2)).collect();
+        views.push(View { evidence: evidence_of(NOVELTY..STATISTICS), weights });
         views
     }
 }
@@ -451,7 +483,7 @@ impl Excursion {
 impl KeyState {
     /// Looks at the measured channels of a segment `[channels, time]`, raw and standardised, of
     /// which the `fresh` last samples are new. The key's changes, forecasts and level learn from it, its rulers and
-    /// textures do not.
+    /// textures do not, its novelties only if they are looked for.
     fn find(
         &mut self,
         (raw, standardised): (&[f32], &[f32]),
@@ -459,6 +491,7 @@ impl KeyState {
         shape: &WindowShape,
         origin: &Origin,
         (surprise, distance): (Option<f32>, Option<f32>),
+        looks_for_novelty: bool,
     ) -> Findings {
         let measured = shape.observed * shape.length;
         let (raw, standardised) = (&raw[..measured], &standardised[..measured]);
@@ -495,7 +528,14 @@ impl KeyState {
             .collect();
         statistics[TEXTURE] =
             Some(steps.iter().map(|(_, deviation)| *deviation).fold(0.0, f32::max));
-        Findings { statistics, surprise, distance, level, changes, residuals, steps, turn }
+        let mut news = Vec::new();
+        if looks_for_novelty {
+            self.novelties.resize_with(shape.observed, Novelty::default);
+            let channels = self.novelties.iter_mut().zip(raw.chunks_exact(shape.length));
+            news.extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh)));
+            statistics[NOVELTY] = Some(news.iter().copied().fold(0.0, f32::max));
+        }
+        Findings { statistics, surprise, distance, level, changes, residuals, steps, turn, news }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -515,6 +555,19 @@ impl KeyState {
         let suspicious = ln_p < 0.5 * rarest.ln();
         self.peak = suspicious.then_some(Peak { ln_p, sequence: origin.sequence });
         ln_p
+    }
+
+    /// `novelty` of a segment, or 0 where it belongs to what was marked not long before: within two
+    /// windows only what is half as new again is marked.
+    fn newest(&mut self, novelty: f64, origin: &Origin, reach: u64) -> f64 {
+        let recent = self
+            .record
+            .filter(|record| origin.sequence.saturating_sub(record.sequence) <= 2 * reach);
+        if novelty <= recent.map_or(0.0, |record| NEWER * record.novelty) {
+            return 0.0;
+        }
+        self.record = Some(Record { novelty, sequence: origin.sequence });
+        novelty
     }
 
     /// The id of the alert that a segment belongs to, if any. Once begun, an alert lasts while
