@@ -345,8 +345,8 @@ pub enum Part {
     Residual,
     /// How its channels move: the size of their steps at several lags.
     Texture,
-    /// How often a channel has looked like this or gone as far, in all of the key's history. Each
-    /// channel keeps its last 512 samples or more for it.
+    /// How often a channel has looked like this, gone as far, or been as far off for the hour of
+    /// the day, in all of the key's history. Keeps 512 to about 1,200 samples a channel.
     Novelty,
 }
 

@@ -278,7 +278,7 @@ impl Scorer {
                 &self.shape,
                 &origin,
                 (embedded.surprises[row], distances[row]),
-                looks_for_novelty,
+                looks_for_novelty.then_some((meta.window_start, meta.window_end)),
             );
             let mut parts = [None; STATISTICS];
             for part in &self.config.parts {
@@ -482,8 +482,9 @@ impl Excursion {
 
 impl KeyState {
     /// Looks at the measured channels of a segment `[channels, time]`, raw and standardised, of
-    /// which the `fresh` last samples are new. The key's changes, forecasts and level learn from it, its rulers and
-    /// textures do not, its novelties only if they are looked for.
+    /// which the `fresh` last samples are new. The key's changes, forecasts and level learn from it, and
+    /// its novelty where the segment's first and last time are given; its rulers and textures do
+    /// not.
     fn find(
         &mut self,
         (raw, standardised): (&[f32], &[f32]),
@@ -491,7 +492,7 @@ impl KeyState {
         shape: &WindowShape,
         origin: &Origin,
         (surprise, distance): (Option<f32>, Option<f32>),
-        looks_for_novelty: bool,
+        novelty_span: Option<(i64, i64)>,
     ) -> Findings {
         let measured = shape.observed * shape.length;
         let (raw, standardised) = (&raw[..measured], &standardised[..measured]);
@@ -529,10 +530,10 @@ impl KeyState {
         statistics[TEXTURE] =
             Some(steps.iter().map(|(_, deviation)| *deviation).fold(0.0, f32::max));
         let mut news = Vec::new();
-        if looks_for_novelty {
+        if let Some(span) = novelty_span {
             self.novelties.resize_with(shape.observed, Novelty::default);
             let channels = self.novelties.iter_mut().zip(raw.chunks_exact(shape.length));
-            news.extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh)));
+            news.extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh, span)));
             statistics[NOVELTY] = Some(news.iter().copied().fold(0.0, f32::max));
         }
         Findings { statistics, surprise, distance, level, changes, residuals, steps, turn, news }

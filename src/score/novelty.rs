@@ -5,23 +5,25 @@
 //! it was seen (a discord, Keogh, Lin & Fu 2005, of what came before: the left matrix profile of
 //! Yeh et al. 2016). A stretch that merely goes on a little further than before is nobody's
 //! neighbour only by a little, so the mean of the newest samples is also held against the
-//! channel's usual level, above and below. All stay in the channel's own units: what was large
-//! last week is still large when the channel has become calm. How rare each is, its records tell
-//! (`record.rs`).
+//! channel's usual level, above and below, and the newest sample against the mean of the same hour
+//! of the day (UTC): by night, what is usual by day is not. All stay in the channel's own units:
+//! what was large last week is still large when the channel has become calm. How rare each is, its
+//! records tell (`record.rs`).
 
 use serde::{Deserialize, Serialize};
 
 use super::record::Records;
 
-/// Views of one channel: a distance per length, how far above and how far below.
-const VIEWS: usize = LENGTHS + 2;
+/// Views of one channel: a distance per length, how far above, how far below, and how far off for
+/// the hour.
+const VIEWS: usize = LENGTHS + 3;
 /// Lengths of stretches that are compared.
 const LENGTHS: usize = 3;
 /// Samples back that a stretch is held against.
 const REMEMBERED: usize = 512;
 /// Samples before anything is judged: a channel of which nothing is known has records all the time.
 const FEWEST: u64 = 100;
-/// Samples over which the usual level forgets.
+/// Samples over which the usual level forgets, and over which each hour does.
 const HORIZON: f32 = 5000.0;
 /// Deviations beyond this many typical ones count as this many in what is usual.
 const WINSOR: f32 = 3.0;
@@ -29,6 +31,9 @@ const WINSOR: f32 = 3.0;
 const FEW: f32 = 20.0;
 /// Larger samples count as this large: the squares of a stretch of them have a sum.
 const LARGEST: f32 = 1e17;
+const HOURS: usize = 24;
+/// Microseconds.
+const HOUR: i64 = 3_600_000_000;
 
 /// What one channel was like so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +43,7 @@ pub struct Novelty {
     /// Samples seen.
     samples: u64,
     usual: Usual,
+    hours: [Hour; HOURS],
     records: [Records; VIEWS],
 }
 
@@ -49,22 +55,32 @@ struct Usual {
     seen: f32,
 }
 
+/// The mean of the samples in one hour of the day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Hour {
+    mean: f32,
+    seen: f32,
+}
+
 impl Novelty {
-    /// Takes the `fresh` last samples of a segment of this channel (raw, NaN where missing);
-    /// returns how new the newest of them are, the most of any: the evidence of all views' records
-    /// together, 0 for nothing new, and about 5 for what two views have never seen.
-    pub fn push(&mut self, samples: &[f32], fresh: usize) -> f32 {
+    /// Takes the `fresh` last samples of a segment of this channel (raw, NaN where missing), the
+    /// first and last sample of which are of these times (microseconds); returns how new the fresh
+    /// ones are, the most of any: the evidence of all views' records together, 0 for nothing new,
+    /// and about 5 for what two views have never seen.
+    pub fn push(&mut self, samples: &[f32], fresh: usize, (start, end): (i64, i64)) -> f32 {
         let time = samples.len();
+        let step = end.saturating_sub(start) / (time.max(2) - 1) as i64;
         let mut most = 0.0;
-        for sample in &samples[time - fresh.min(time)..] {
+        for at in time - fresh.min(time)..time {
+            let sampled = end.saturating_sub(step.saturating_mul((time - 1 - at) as i64));
+            let news = self.take_in(samples[at], sampled, time);
             // A missing sample is no news.
-            let news = self.take_in(*sample, time);
-            most = if sample.is_nan() { most } else { news.max(most) };
+            most = if samples[at].is_nan() { most } else { news.max(most) };
         }
         most as f32
     }
 
-    fn take_in(&mut self, sample: f32, time: usize) -> f64 {
+    fn take_in(&mut self, sample: f32, sampled: i64, time: usize) -> f64 {
         let sample = match self.history.last() {
             _ if !sample.is_nan() => sample.clamp(-LARGEST, LARGEST),
             Some(before) => *before,
@@ -80,10 +96,13 @@ impl Novelty {
         let mean = newest.iter().sum::<f32>() / newest.len() as f32;
         let [first, second, third] = distances(&self.history, lengths_of(time));
         let (above, below) = self.usual.measure(mean);
+        let hour = sampled.div_euclid(HOUR).rem_euclid(HOURS as i64) as usize;
+        let off = self.hours[hour].measure(sample);
         let mut evidence = 0.0;
         // The largest of half a segment stands for what it is part of.
         let apart = (time / 2) as u64;
-        for (records, size) in self.records.iter_mut().zip([first, second, third, above, below]) {
+        let sizes = [first, second, third, above, below, off];
+        for (records, size) in self.records.iter_mut().zip(sizes) {
             if self.samples > FEWEST {
                 evidence += records.evidence(size);
             }
@@ -149,6 +168,16 @@ impl Usual {
     }
 }
 
+impl Hour {
+    /// How far `sample` is off the mean so far, which it then joins; 0 for the first.
+    fn measure(&mut self, sample: f32) -> f32 {
+        let off = if self.seen > 0.0 { sample - self.mean } else { 0.0 };
+        self.seen = (self.seen + 1.0).min(HORIZON);
+        self.mean += (sample - self.mean) / self.seen;
+        off.abs()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +186,8 @@ mod tests {
     use rand_pcg::Pcg64Mcg;
 
     const TIME: usize = 24;
+    /// All samples in one hour.
+    const SECONDS: (i64, i64) = (0, 23_000_000);
 
     /// A daily wave of 48 samples with some noise.
     fn wave(samples: usize) -> Vec<f32> {
@@ -167,7 +198,7 @@ mod tests {
 
     /// How new each segment of `values` is, one sample after the other.
     fn news(novelty: &mut Novelty, values: &[f32]) -> Vec<f32> {
-        values.windows(TIME).map(|segment| novelty.push(segment, 1)).collect()
+        values.windows(TIME).map(|segment| novelty.push(segment, 1, SECONDS)).collect()
     }
 
     /// As [`distances`], stretch by stretch.
@@ -223,32 +254,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_unusual_for_the_hour_stands_out() {
+        // A sample each half hour; high by day, but now by night.
+        let value = |t: i64| if (t / 2) % 24 < 12 { 10.0 } else { 0.0 };
+        let (mut with, mut without) = (Novelty::default(), Novelty::default());
+        let mut most = (0.0, 0.0);
+        for t in 0..2000 {
+            let wobble = (t * 7 % 11) as f32 / 10.0;
+            let sample = if t == 1999 { 10.0 } else { value(t) } + wobble;
+            assert!(t < 1999 || value(t) == 0.0);
+            let at = t * HOUR / 2;
+            most = (with.push(&[sample], 1, (at, at)), without.push(&[sample], 1, (0, 0)));
+        }
+        assert!(most.0 > 2.0 && most.0 > 2.0 * most.1, "{most:?}");
+    }
+
+    #[test]
     fn every_fresh_sample_counts() {
         let mut values = wave(3000);
         values[2508] = 30.0;
         let mut novelty = Novelty::default();
         news(&mut novelty, &values[..2500]);
         let segment = &values[2516 - TIME..2516];
-        assert!(novelty.clone().push(segment, 16) > 5.0);
-        assert!(novelty.push(segment, 3) < 5.0);
+        assert!(novelty.clone().push(segment, 16, SECONDS) > 5.0);
+        assert!(novelty.push(segment, 3, SECONDS) < 5.0);
     }
 
     #[test]
     fn missing_constant_and_huge_samples_are_no_trouble() {
         let mut novelty = Novelty::default();
-        assert_eq!(novelty.push(&[f32::NAN; TIME], TIME), 0.0);
+        assert_eq!(novelty.push(&[f32::NAN; TIME], TIME, SECONDS), 0.0);
         for _ in 0..20 {
-            assert_eq!(novelty.push(&[7.0; TIME], TIME), 0.0);
-            assert_eq!(novelty.push(&[f32::NAN; TIME], TIME), 0.0);
+            assert_eq!(novelty.push(&[7.0; TIME], TIME, SECONDS), 0.0);
+            assert_eq!(novelty.push(&[f32::NAN; TIME], TIME, SECONDS), 0.0);
         }
         let extremes: Vec<f32> =
             (0..TIME).map(|at| if at % 2 == 0 { f32::MAX } else { f32::MIN }).collect();
         for _ in 0..20 {
-            assert!(novelty.push(&extremes, TIME).is_finite());
+            assert!(novelty.push(&extremes, TIME, SECONDS).is_finite());
         }
-        assert!(novelty.push(&[1.0, 2.0, 3.0], 3).is_finite());
-        assert!(novelty.push(&[1.0], 1).is_finite());
-        assert!(novelty.push(&[], 0).is_finite());
+        assert!(novelty.push(&[1.0, 2.0, 3.0], 3, SECONDS).is_finite());
+        assert!(novelty.push(&[1.0], 1, SECONDS).is_finite());
+        assert!(novelty.push(&[], 0, (i64::MIN, i64::MAX)).is_finite());
     }
 
     #[test]
