@@ -18,7 +18,7 @@ use crate::sink::StagedFile;
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
 /// Version of the format. A program reads its own version and refuses others by name.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// Magic, format version, length of the manifest, length of the core.
 const HEADER: usize = MAGIC.len() + 4 + 8 + 8;
 /// Length of a CRC-32.
@@ -591,7 +591,7 @@ mod tests {
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         fs::write(path(folder.path(), "1.checkpoint"), bytes).expect("writable");
         let error = store.latest("plant", true).expect_err("refused").to_string();
-        assert!(error.contains("format 7, this program reads format 4"), "{error}");
+        assert!(error.contains("format 7, this program reads format 5"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod encoder;
 mod graph;
+mod health;
 mod info_nce;
 mod kernels;
 mod layers;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use self::encoder::Views;
 use self::graph::{Graph, Parameter};
+use self::health::Watch;
 use self::network::Network;
 use self::optimizer::Adam;
 use self::queue::Queue;
@@ -35,6 +37,7 @@ use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
 pub use self::graph::NamedTensor;
+pub use self::health::Health;
 pub use self::kernels::{Matrix, multiply};
 pub use self::step::Step;
 
@@ -63,6 +66,7 @@ pub struct Learner {
     steps: u64,
     skipped_steps: u64,
     last_step: Option<Step>,
+    watch: Watch,
 }
 
 /// A saved model that is not the one of the pipeline file.
@@ -159,6 +163,7 @@ impl Learner {
             steps: 0,
             skipped_steps: 0,
             last_step: None,
+            watch: Watch::default(),
             model: model.clone(),
             training: training.clone(),
             pairs: pairs.clone(),
@@ -210,6 +215,11 @@ impl Learner {
     /// How the last training step went.
     pub fn last_step(&self) -> Option<&Step> {
         self.last_step.as_ref()
+    }
+
+    /// Times that a collapsed model was rolled back to the last healthy one.
+    pub fn rollbacks(&self) -> u64 {
+        self.watch.rollbacks()
     }
 
     /// The inverse of the temperature.
@@ -528,6 +538,35 @@ mod tests {
         let embedded = learner.embed(&mut keys, &segments, 0..32);
         learner.learn(&mut keys, &embedded, false);
         assert_eq!((learner.version(), learner.skipped_steps()), (0, 2));
+    }
+
+    #[test]
+    fn a_collapsed_model_is_rolled_back_and_goes_on_learning() {
+        let mut wild = learner(config::Encoder::Tcn, "learning_rate = 30.0");
+        feed(&mut wild, &stream(0..300));
+        let rollbacks = wild.learner.rollbacks();
+        assert!(rollbacks > 0);
+        let step = wild.learner.last_step().expect("steps were taken").clone();
+        assert!(step.health.rank > 2.0, "{rollbacks}: {step:?}");
+        // What was kept is part of what is saved.
+        let saved = postcard::to_stdvec(&wild.learner).expect("a learner can be saved");
+        let loaded: Learner = postcard::from_bytes(&saved).expect("and loaded");
+        let pipeline = pipeline(config::Encoder::Tcn, "learning_rate = 30.0");
+        let learner = loaded.resume(&pipeline).expect("the same model");
+        let mut loaded = Fed { learner, keys: wild.keys.clone() };
+        let next = stream(300..400);
+        assert_eq!(feed(&mut wild, &next), feed(&mut loaded, &next));
+        assert_eq!(wild.learner.rollbacks(), loaded.learner.rollbacks());
+    }
+
+    #[test]
+    fn a_stream_that_stands_still_is_no_collapse() {
+        let mut still = learner(config::Encoder::Tcn, "");
+        feed(&mut still, &stream(0..200));
+        let mut constant = stream(200..600);
+        constant.values.fill(1.0);
+        feed(&mut still, &constant);
+        assert_eq!(still.learner.rollbacks(), 0);
     }
 
     #[test]

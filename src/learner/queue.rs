@@ -51,6 +51,18 @@ impl Queue {
         ages.sum::<f64>() / self.len().max(1) as f64
     }
 
+    /// Drops the entries that came in after training step `step`.
+    pub fn forget_after(&mut self, step: u64) {
+        let kept = std::mem::replace(self, Self::new(self.capacity, self.dimension));
+        let oldest = if kept.len() < kept.capacity { 0 } else { kept.next };
+        for at in (oldest..kept.len()).chain(0..oldest) {
+            if kept.steps[at] <= step {
+                let projection = &kept.projections[at * kept.dimension..(at + 1) * kept.dimension];
+                self.push(projection, &[kept.origins[at]], kept.steps[at]);
+            }
+        }
+    }
+
     /// Adds projections `[entries, dimension]`.
     pub fn push(&mut self, projections: &[f32], origins: &[Origin], step: u64) {
         for (projection, origin) in projections.chunks_exact(self.dimension).zip(origins) {
@@ -86,5 +98,17 @@ mod tests {
         assert_eq!(queue.projections(), [4.0, 2.0, 3.0]);
         assert_eq!(queue.origins(), [origin(4), origin(2), origin(3)]);
         assert_eq!(queue.mean_age(4), 1.0);
+    }
+
+    #[test]
+    fn entries_of_steps_that_were_taken_back_are_dropped_and_the_rest_keeps_its_order() {
+        let mut queue = Queue::new(4, 1);
+        for step in 1..=6 {
+            queue.push(&[step as f32], &[origin(step)], step);
+        }
+        queue.forget_after(5);
+        assert_eq!(queue.projections(), [3.0, 4.0, 5.0]);
+        queue.push(&[7.0, 8.0], &[origin(7), origin(8)], 7);
+        assert_eq!(queue.projections(), [8.0, 4.0, 5.0, 7.0]);
     }
 }

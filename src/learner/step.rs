@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::graph::Graph;
+use super::health::{Health, Snapshot};
 use super::info_nce::info_nce;
 use super::{Learner, SCALE_BOUNDS, optimizer, reach};
 use crate::config::Temperature;
@@ -20,9 +21,8 @@ pub struct Step {
     /// Mean squared distance between the projections of a pair (Wang & Isola 2020): lower is
     /// better aligned.
     pub alignment: f32,
-    /// Logarithm of the mean Gaussian potential between projections of the batch (Wang & Isola
-    /// 2020): lower is more uniform; 0 is a collapsed model.
-    pub uniformity: f32,
+    /// How much of its space the model used for the anchors.
+    pub health: Health,
 }
 
 /// Augmented views of a batch of pairs.
@@ -47,6 +47,7 @@ impl Learner {
             self.momentum.forward(&mut Graph::inference(), self.views(&pairs.positives));
         self.network.learn_features(&anchors.features);
         self.momentum.learn_features(&positives.features);
+        let health = Health::of(&anchors);
         let queries = anchors.projections;
         let keys = positives.projections.into_values();
 
@@ -68,7 +69,7 @@ impl Learner {
             accuracy: found.accuracy,
             gradient_norm: 0.0,
             alignment: alignment(queries.values(), &keys, pairs.origins.len()),
-            uniformity: uniformity(&keys, self.dimension()),
+            health,
         });
 
         let mut gradients = graph.backward(found.loss, move |gradients| {
@@ -81,9 +82,51 @@ impl Learner {
             step.gradient_norm = norm;
         }
         gradients.push(vec![found.log_scale]);
+        self.steps += 1;
+        if self.rolls_back(&health, &pairs.anchors) {
+            return;
+        }
         self.update(&gradients);
         self.momentum.follow(&mut self.network, self.model.momentum);
-        self.steps += 1;
+    }
+
+    /// Keeps the model while it is healthy; goes back to the one it last kept once it has
+    /// collapsed, and returns whether it did.
+    ///
+    /// `found` is of a batch of `anchors`. A batch may be poor itself, of a stream that stands
+    /// still: the model has collapsed if the one it was makes more of the same batch.
+    fn rolls_back(&mut self, found: &Health, anchors: &[f32]) -> bool {
+        let kept = self.watch.snapshot().filter(|_| self.watch.suspects(found));
+        let collapsed = kept.is_some_and(|kept| {
+            let before = kept.network.forward(&mut Graph::inference(), self.views(anchors));
+            found.is_collapsed(&Health::of(&before))
+        });
+        if !collapsed {
+            if self.watch.note_healthy(found) {
+                self.watch.keep(Snapshot {
+                    steps: self.steps,
+                    network: self.network.clone(),
+                    momentum: self.momentum.clone(),
+                    log_scale: self.log_scale.clone(),
+                    optimizer: self.optimizer.clone(),
+                });
+            }
+            return false;
+        }
+        let Some(kept) = self.watch.note_collapsed(found) else { return false };
+        tracing::warn!(
+            step = self.steps,
+            kept = kept.steps,
+            rank = found.rank,
+            uniformity = found.uniformity,
+            "model collapsed, rolled back"
+        );
+        self.queue.forget_after(kept.steps);
+        self.network = kept.network;
+        self.momentum = kept.momentum;
+        self.log_scale = kept.log_scale;
+        self.optimizer = kept.optimizer;
+        true
     }
 
     fn draw(&mut self) -> Option<Pairs> {
@@ -109,7 +152,8 @@ impl Learner {
     fn update(&mut self, gradients: &[Vec<f32>]) {
         let mut parameters = self.network.parameters();
         parameters.push(&mut self.log_scale);
-        self.optimizer.step(&mut parameters, gradients, self.training.learning_rate);
+        let rate = self.watch.restraint() * self.training.learning_rate;
+        self.optimizer.step(&mut parameters, gradients, rate);
         let log_scale = &mut self.log_scale.values_mut()[0];
         *log_scale = match self.model.temperature {
             Temperature::Auto => log_scale.clamp(SCALE_BOUNDS.start.ln(), SCALE_BOUNDS.end.ln()),
@@ -121,20 +165,4 @@ impl Learner {
 fn alignment(queries: &[f32], keys: &[f32], batch: usize) -> f32 {
     let squares = queries.iter().zip(keys).map(|(query, key)| (query - key).powi(2));
     squares.sum::<f32>() / batch as f32
-}
-
-fn uniformity(keys: &[f32], dimension: usize) -> f32 {
-    /// Pairs are taken from this many rows at most.
-    const ROWS: usize = 64;
-    let rows: Vec<&[f32]> = keys.chunks_exact(dimension).take(ROWS).collect();
-    let mut total = 0.0;
-    let mut count = 0;
-    for (index, a) in rows.iter().enumerate() {
-        for b in &rows[..index] {
-            let square: f32 = a.iter().zip(*b).map(|(a, b)| (a - b).powi(2)).sum();
-            total += (-2.0 * square).exp();
-            count += 1;
-        }
-    }
-    if count == 0 { 0.0 } else { (total / count as f32).ln() }
 }

@@ -114,6 +114,7 @@ impl<'a> Learn<'a> {
         let Self { core, deliveries, summary, .. } = self;
         let mut delivered = Ok(());
         let skipped = core.learner().skipped_steps();
+        let rollbacks = core.learner().rollbacks();
         let version = core.learner().version();
         let effort = core.process(&ingested.segments, may_train, |outputs| {
             summary.count(&outputs);
@@ -134,6 +135,7 @@ impl<'a> Learn<'a> {
         let learner = self.core.learner();
         metrics::counter!(telemetry::LEARNER_SKIPPED_STEPS)
             .increment(learner.skipped_steps() - skipped);
+        metrics::counter!(telemetry::LEARNER_ROLLBACKS).increment(learner.rollbacks() - rollbacks);
         if learner.version() > version {
             metrics::counter!(telemetry::LEARNER_STEPS).increment(learner.version() - version);
             self.record_learner();
@@ -240,7 +242,8 @@ impl<'a> Learn<'a> {
             metrics::gauge!(telemetry::LEARNER_ACCURACY).set(f64::from(step.accuracy));
             metrics::gauge!(telemetry::LEARNER_GRADIENT).set(f64::from(step.gradient_norm));
             metrics::gauge!(telemetry::LEARNER_ALIGNMENT).set(f64::from(step.alignment));
-            metrics::gauge!(telemetry::LEARNER_UNIFORMITY).set(f64::from(step.uniformity));
+            metrics::gauge!(telemetry::LEARNER_UNIFORMITY).set(f64::from(step.health.uniformity));
+            metrics::gauge!(telemetry::LEARNER_RANK).set(f64::from(step.health.rank));
         }
     }
 }
