@@ -260,6 +260,8 @@ pub enum Augmentation {
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
     pub encoder: Encoder,
+    /// What values are standardised by before the model sees them.
+    pub standardise: Standardise,
     /// Width of the hidden layers.
     pub hidden: usize,
     /// Length of an embedding.
@@ -283,6 +285,18 @@ pub enum Encoder {
     Tcn,
     /// Dense layers over the flattened segment.
     Mlp,
+}
+
+/// What values are standardised by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standardise {
+    /// Level and spread of each key: keys are alike but for their offsets and units.
+    #[default]
+    Key,
+    /// Level and spread of all keys together: what they differ in has a meaning, and a key is seen
+    /// by it from its first segment on.
+    All,
 }
 
 /// `[training]`: how much is learned, and how fast.
@@ -617,6 +631,7 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             encoder: Encoder::Tcn,
+            standardise: Standardise::Key,
             hidden: 32,
             embedding: 64,
             projection: vec![128, 64],

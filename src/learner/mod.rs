@@ -31,7 +31,7 @@ use self::network::Network;
 use self::optimizer::Adam;
 use self::queue::Queue;
 use self::standardise::Standardiser;
-use crate::config::{self, Temperature};
+use crate::config::{self, Standardise, Temperature};
 use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
@@ -67,6 +67,17 @@ pub struct Learner {
     skipped_steps: u64,
     last_step: Option<Step>,
     watch: Watch,
+    /// Where `model.standardise = "all"`, from the first segment on.
+    ruler: Option<Ruler>,
+}
+
+/// One standardisation of all keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Ruler {
+    /// The same from one training step, as scheduled, to the next.
+    used: Standardiser,
+    /// Follows every segment.
+    following: Standardiser,
 }
 
 /// A saved model that is not the one of the pipeline file.
@@ -111,12 +122,16 @@ pub struct Embedded {
     /// Where the keys' states are, in the map that the segments were embedded with.
     pub slots: Vec<usize>,
     projections: Vec<f32>,
+    /// What the ruler of all keys has become by these segments.
+    ruler: Option<Ruler>,
 }
 
 /// Segments over which a key's standardisation is held at that of its first one.
 const HELD_SEGMENTS: usize = 32;
 /// Segments' worth of samples over which standardisation forgets.
 const FORGETTING_SEGMENTS: u64 = 128;
+/// Likewise for the standardisation of all keys.
+const FORGETTING_SEGMENTS_OF_ALL: u64 = 4096;
 /// Most negatives that a segment's surprise is measured against: the estimate's noise is far below
 /// the spread between segments, and embedding stays cheaper than a long queue.
 const SURPRISE_NEGATIVES: usize = 1024;
@@ -164,6 +179,7 @@ impl Learner {
             skipped_steps: 0,
             last_step: None,
             watch: Watch::default(),
+            ruler: None,
             model: model.clone(),
             training: training.clone(),
             pairs: pairs.clone(),
@@ -248,7 +264,8 @@ impl Learner {
     }
 
     /// Embeds the segments of `range`, all of one lane, with the model as it is. Each is
-    /// standardised by its key's segments before it; `keys` are those of the lane.
+    /// standardised by its key's segments before it, or by those of all keys up to the last
+    /// training step; `keys` are those of the lane.
     pub fn embed<S: State + AsMut<KeyState> + Default>(
         &self,
         keys: &mut Keys<S>,
@@ -257,19 +274,29 @@ impl Learner {
     ) -> Embedded {
         let (size, time) = (self.shape.channels * self.shape.length, self.shape.length);
         let horizon = FORGETTING_SEGMENTS * time as u64;
+        let horizon_of_all = FORGETTING_SEGMENTS_OF_ALL * time as u64;
+        let mut ruler = self.ruler_for(segments, &range);
         let mut embedded = Embedded::default();
         for index in range {
             let meta = &segments.meta[index];
             let slot = keys.touch(&meta.key, S::default);
-            let key = keys.at(slot).1.as_mut();
             let values = segments.segment(index, size);
-            let standardiser = key
-                .standardiser
-                .get_or_insert_with(|| Standardiser::new(values, time, HELD_SEGMENTS));
-            standardiser.apply(values, time, &mut embedded.values);
-            // At once: whether the key's next segment comes along with this one or later must not
-            // make a difference.
-            standardiser.learn(values, time, segments.fresh[index], horizon);
+            let fresh = segments.fresh[index];
+            if let Some(Ruler { used, following }) = &mut ruler {
+                used.apply(values, time, &mut embedded.values);
+                following.learn(values, time, fresh, horizon_of_all);
+            } else {
+                let standardiser = keys
+                    .at(slot)
+                    .1
+                    .as_mut()
+                    .standardiser
+                    .get_or_insert_with(|| Standardiser::new(values, time, HELD_SEGMENTS));
+                standardiser.apply(values, time, &mut embedded.values);
+                // At once: whether the key's next segment comes along with this one or later must
+                // not make a difference.
+                standardiser.learn(values, time, fresh, horizon);
+            }
             embedded.slots.push(slot);
             embedded.origins.push(Origin {
                 key: number_of(&meta.lane, &meta.key),
@@ -277,9 +304,24 @@ impl Learner {
                 sequence: meta.sequence,
             });
         }
+        embedded.ruler = ruler;
         self.encode(&mut embedded);
         self.surprise(keys, &mut embedded);
         embedded
+    }
+
+    /// The ruler of all keys, if there is to be one; the very first segment begins it.
+    fn ruler_for(&self, segments: &Segments, range: &Range<usize>) -> Option<Ruler> {
+        if self.model.standardise == Standardise::Key || range.is_empty() {
+            return None;
+        }
+        let (size, time) = (self.shape.channels * self.shape.length, self.shape.length);
+        let begin = || {
+            let first = segments.segment(range.start, size);
+            let first = Standardiser::new(first, time, HELD_SEGMENTS);
+            Ruler { used: first.clone(), following: first }
+        };
+        Some(self.ruler.clone().unwrap_or_else(begin))
     }
 
     /// Embeds standardised segments `[segments, channels, time]` with the model as it is: for
@@ -349,6 +391,9 @@ impl Learner {
     ) {
         let size = self.shape.channels * self.shape.length;
         let dimension = self.dimension();
+        if self.training.enabled || self.ruler.is_none() {
+            self.ruler = embedded.ruler.clone();
+        }
         for (row, origin) in embedded.origins.iter().copied().enumerate() {
             let key = keys.at(embedded.slots[row]).1.as_mut();
             let predecessor = key.previous.as_ref().filter(|p| origin.follows(&p.origin));
@@ -360,8 +405,13 @@ impl Learner {
             let projection = embedded.projections[row * dimension..(row + 1) * dimension].to_vec();
             key.previous = Some(Previous { origin, ticket, projection });
             self.seen += 1;
-            if self.training.enabled && self.seen.is_multiple_of(self.training.every.max(1) as u64)
-            {
+            if !self.training.enabled {
+                continue;
+            }
+            if self.begins_round() {
+                if let Some(ruler) = &mut self.ruler {
+                    ruler.used = ruler.following.clone();
+                }
                 if may_train {
                     self.step();
                 } else {
@@ -538,6 +588,47 @@ mod tests {
         let embedded = learner.embed(&mut keys, &segments, 0..32);
         learner.learn(&mut keys, &embedded, false);
         assert_eq!((learner.version(), learner.skipped_steps()), (0, 2));
+    }
+
+    #[test]
+    fn the_level_of_a_key_is_seen_from_its_first_segment_where_all_share_one_ruler() {
+        let difference = |standardise: &str| -> f32 {
+            let mut learner = learner(config::Encoder::Tcn, "");
+            learner.learner.model.standardise = match standardise {
+                "all" => Standardise::All,
+                _ => Standardise::Key,
+            };
+            feed(&mut learner, &stream(0..100));
+            let mut new = stream(0..1);
+            new.meta.iter_mut().for_each(|meta| meta.key = format!("{}-new", meta.key).into());
+            let mut raised = new.clone();
+            raised.values.iter_mut().for_each(|value| *value += 2.0);
+            let Fed { learner, keys } = &mut learner;
+            let embed = |segments: &Segments| {
+                learner.embed(&mut keys.clone(), segments, 0..segments.len()).embeddings
+            };
+            embed(&new).iter().zip(embed(&raised)).map(|(a, b)| (a - b).abs()).sum()
+        };
+        assert!(difference("key") < 1e-2 * difference("all"), "{}", difference("key"));
+    }
+
+    #[test]
+    fn the_ruler_of_all_keys_does_not_depend_on_how_many_segments_come_at_once() {
+        let segments = stream(0..20);
+        let feed_by = |most: usize| -> Vec<u32> {
+            let mut fed = learner(config::Encoder::Tcn, "");
+            fed.learner.model.standardise = Standardise::All;
+            let (mut bits, mut start) = (Vec::new(), 0);
+            while start < segments.len() {
+                let end = start + fed.learner.until_step().min(most);
+                let embedded = fed.learner.embed(&mut fed.keys, &segments, start..end);
+                fed.learner.learn(&mut fed.keys, &embedded, true);
+                bits.extend(embedded.embeddings.iter().map(|value| value.to_bits()));
+                start = end;
+            }
+            bits
+        };
+        assert!(feed_by(usize::MAX) == feed_by(1) && feed_by(1) == feed_by(5));
     }
 
     #[test]
