@@ -233,8 +233,10 @@ impl Writer {
             stay_gap: stay_gap.unwrap_or(DEFAULT_STAY_GAP),
             pool: output.pool,
         };
+        let parts = if output.by.is_some() { output.pool.parts() } else { 1 };
+        let width = parts * pipeline.model.embedding;
         Ok(Self {
-            files: HistoryFiles::create(folder, &pipeline.name, pipeline.model.embedding)?,
+            files: HistoryFiles::create(folder, &pipeline.name, width)?,
             rules,
             open: BTreeMap::new(),
             ended: Vec::new(),
@@ -413,7 +415,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pipeline = history(folder.path());
         let learner = Learner::new(&pipeline);
-        for pool in [Pool::Mean, Pool::Attention] {
+        for pool in [Pool::Mean, Pool::Attention, Pool::Extremes] {
             let out = folder.path().join(format!("_{pool:?}"));
             let output = Output { by: Some(Kind::Key), pool };
             let summary = embed(&pipeline, &learner, output, &out, &|_| {}).unwrap();

@@ -12,6 +12,19 @@ pub enum Pool {
     /// aggregation (Yang et al. 2017) attends once more with the first pooling as its query;
     /// without labels there is nothing to learn its weights from, so the query is the mean itself.
     Attention,
+    /// Mean, largest and least value of each dimension, side by side: three times as long. What was
+    /// short but unlike the rest is not averaged away; of use to a classifier more than to cosines.
+    Extremes,
+}
+
+impl Pool {
+    /// Lengths of an embedding that a pooled one has.
+    pub fn parts(self) -> usize {
+        match self {
+            Self::Mean | Self::Attention => 1,
+            Self::Extremes => 3,
+        }
+    }
 }
 
 /// Temperature of the attention: the learner's own to begin with. A segment at a right angle to the
@@ -25,6 +38,8 @@ pub enum Gathered {
     Sum(Vec<f64>),
     /// Attention needs the mean before it can weigh: `[segments, width]`.
     All { width: usize, values: Vec<f32> },
+    /// Per dimension; without embeddings, the extremes are empty.
+    Extremes { sum: Vec<f64>, largest: Vec<f32>, least: Vec<f32> },
 }
 
 impl Gathered {
@@ -33,6 +48,9 @@ impl Gathered {
         match pool {
             Pool::Mean => Self::Sum(vec![0.0; width]),
             Pool::Attention => Self::All { width, values: Vec::new() },
+            Pool::Extremes => {
+                Self::Extremes { sum: vec![0.0; width], largest: Vec::new(), least: Vec::new() }
+            }
         }
     }
 
@@ -41,6 +59,15 @@ impl Gathered {
         match self {
             Self::Sum(sum) => add(sum, embedding, 1.0),
             Self::All { values, .. } => values.extend_from_slice(embedding),
+            Self::Extremes { sum, largest, least } => {
+                add(sum, embedding, 1.0);
+                if largest.is_empty() {
+                    (*largest, *least) = (embedding.to_vec(), embedding.to_vec());
+                }
+                for ((largest, least), value) in largest.iter_mut().zip(least).zip(embedding) {
+                    (*largest, *least) = (largest.max(*value), least.min(*value));
+                }
+            }
         }
     }
 
@@ -63,6 +90,14 @@ impl Gathered {
                     add(&mut sum, embedding, weight);
                 }
                 unit(&sum).into_iter().map(|value| value as f32).collect()
+            }
+            Self::Extremes { sum, largest, least } => {
+                let wide =
+                    |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+                let parts = [unit(sum), unit(&wide(largest)), unit(&wide(least))].concat();
+                let mut pooled: Vec<f32> = unit(&parts).iter().map(|v| *v as f32).collect();
+                pooled.resize(3 * sum.len(), 0.0);
+                pooled
             }
         }
     }
@@ -109,6 +144,17 @@ mod tests {
         assert!(attention[1] < mean[1]);
         let length: f32 = attention.iter().map(|value| value * value).sum();
         assert!((length - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn extremes_keep_what_the_mean_averages_away() {
+        let found = pooled(Pool::Extremes, &[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]);
+        // Mean (1, 0) / 3, largest (1, 1), least (0, -1), each of unit length, and then all.
+        let (one, half) = ((1.0_f32 / 3.0).sqrt(), (1.0_f32 / 6.0).sqrt());
+        for (found, expected) in found.iter().zip([one, 0.0, half, half, 0.0, -one]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        assert_eq!(pooled(Pool::Extremes, &[]), [0.0; 6]);
     }
 
     #[test]
