@@ -36,6 +36,15 @@ pub fn ln_p_value(p_values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { 0.0 } else { (series.ln() - sum + choices.ln()).min(0.0) }
 }
 
+/// Logarithm of the probability that either of two would be as small as the smaller of these
+/// logarithms says (Bonferroni's bound).
+///
+/// For the level beside all parts together: what lasts shows in the level alone once the others
+/// have grown used to it, and they must not thin it out.
+pub fn either(ln_p: f64, other: f64) -> f64 {
+    (ln_p.min(other) + std::f64::consts::LN_2).min(0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +70,12 @@ mod tests {
             })
             .count();
         assert!((below as f64 / TRIALS as f64 - 0.01).abs() < 0.001, "{below}");
+    }
+
+    #[test]
+    fn either_of_two_is_twice_the_rarer_and_never_more_than_certain() {
+        assert!((either(0.01_f64.ln(), 0.5_f64.ln()).exp() - 0.02).abs() < 1e-12);
+        assert_eq!(either(0.9_f64.ln(), 0.8_f64.ln()), 0.0);
     }
 
     #[test]

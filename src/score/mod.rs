@@ -8,9 +8,9 @@
 //! (`novelty.rs`). Each is measured by its key's own centre and
 //! spread, then turned into a tail probability from all keys' values together (`tail.rs`): a key
 //! lends its measure, the pipeline the shape of the tail. Fisher's method combines the
-//! probabilities to the evidence that makes the score (`combine.rs`); since parts are not
-//! independent, an alert rests on the evidence calibrated in turn. Everything is scored before it
-//! is learned from.
+//! probabilities to the evidence that makes the score, unless the level alone says more
+//! (`combine.rs`); since parts are not independent, an alert rests on the evidence calibrated in
+//! turn. Everything is scored before it is learned from.
 
 mod causes;
 mod change;
@@ -287,6 +287,9 @@ impl Scorer {
                 }
             }
             let mut ln_p = combine::ln_p_value(parts.into_iter().flatten());
+            if let Some(level) = parts[LEVEL] {
+                ln_p = combine::either(ln_p, level.ln());
+            }
             let evidence = -ln_p as f32;
             let mut p_value = self.combined.p_value(evidence);
             if let Some(feedback) = &mut self.feedback {
