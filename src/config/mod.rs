@@ -303,7 +303,8 @@ pub enum Standardise {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Training {
-    /// `false` freezes the model: it embeds and scores without learning.
+    /// `false` freezes the model: it embeds and scores without learning. One that never learned
+    /// has random weights.
     pub enabled: bool,
     /// Pairs of a step.
     pub batch: usize,
