@@ -184,19 +184,19 @@ pa.parquet.write_table(pa.table({
     fs::copy(repository("pipelines/waveform.toml"), plant.folder.path().join("plant.toml"))
         .unwrap();
     plant.set(format!("source.path={}", path.display()));
-    for setting in ["source.speed=0", "windows.length=256", "windows.stride=64", "http.listen=\"\""]
-    {
+    for setting in ["source.speed=0", "windows.length=48", "windows.stride=6", "http.listen=\"\""] {
         plant.set(setting);
     }
 
     plant.run().wait().exits(0);
 
     let rows = parquet(&plant.out());
-    assert_eq!(rows.len(), (360 * 60 - 256) / 64 + 1);
+    // A minute, on a grid of 60 a second.
+    const BIN_MICROS: usize = 16_666;
+    assert_eq!(rows.len(), (3600 - 48) / 6 + 1);
     assert_eq!(keys(&rows), BTreeSet::from(["100".to_owned()]));
     for (number, row) in rows.iter().enumerate() {
-        let micros = |sample: usize| (sample as f64 / 360.0 * 1e6).round() as i64;
-        assert_eq!(row["window_start"], micros(number * 64));
-        assert_eq!(row["window_end"], micros(number * 64 + 255));
+        assert_eq!(row["window_start"], number * 6 * BIN_MICROS);
+        assert_eq!(row["window_end"], (number * 6 + 47) * BIN_MICROS);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Channel, Csv, Format, Framing, Groups, KafkaSink, Layout, Location, Model, OutputFormat,
+    Channel, Csv, Format, Framing, Groups, KafkaSink, Layout, Location, Mark, Model, OutputFormat,
     Pipeline, Records, Source, TimeSpan, Training, WindowLength, Windows,
 };
 
@@ -59,6 +59,8 @@ pub enum Conflict {
         "records.groups cuts channels into groups, and records.layout = \"log\" has none to cut"
     )]
     GroupedLogs,
+    #[error("scores.mark = \"line\" needs records.layout = \"log\"")]
+    LineWithoutLogs,
     #[error("records.time is missing: only messages of a topic have a timestamp of their own")]
     NoTime,
     #[error(
@@ -124,6 +126,7 @@ impl Conflict {
             | Self::OutputIsInput { key, .. } => key,
             Self::OtherLayout { .. } => "records.channel",
             Self::GroupedLogs => "records.groups",
+            Self::LineWithoutLogs => "scores.mark",
             Self::NoTime => "records.time",
             Self::KeyInName | Self::KeyInTemplates => "records.key_hash",
             Self::FhirNotLong => "records.layout",
@@ -158,6 +161,10 @@ pub(super) fn check(pipeline: &Pipeline) -> Result<(), Conflict> {
     check_memories(pipeline)?;
     check_sinks(pipeline)?;
     check_feedback(pipeline)?;
+    let looks_at_lines = pipeline.scores.mark == Mark::Line;
+    ensure(!looks_at_lines || pipeline.records.layout == Layout::Log, || {
+        Conflict::LineWithoutLogs
+    })?;
     positive("checkpoint.interval", pipeline.checkpoint.interval)?;
     within("checkpoint.keep", pipeline.checkpoint.keep, 1, UNBOUNDED)?;
     if let Some(store) = &pipeline.checkpoint.store {

@@ -262,6 +262,8 @@ pub struct Model {
     pub encoder: Encoder,
     /// What values are standardised by before the model sees them.
     pub standardise: Standardise,
+    /// What the encoder sees of a channel.
+    pub input: Input,
     /// Width of the hidden layers.
     pub hidden: usize,
     /// Length of an embedding.
@@ -297,6 +299,18 @@ pub enum Standardise {
     /// Level and spread of all keys together: what they differ in has a meaning, and a key is seen
     /// by it from its first segment on.
     All,
+}
+
+/// What the encoder sees of a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Input {
+    /// Its values.
+    #[default]
+    Values,
+    /// How much it moves: the root of the size of its steps, averaged over an eighth of a segment.
+    /// For waveforms, whose rhythm tells more than their level does.
+    Movement,
 }
 
 /// `[training]`: how much is learned, and how fast.
@@ -351,6 +365,9 @@ pub enum Part {
     Surprise,
     /// How far its embedding is from earlier ones.
     Distance,
+    /// How far its shape is from those of earlier segments: what the encoder sees of it, each
+    /// channel less its mean, without the encoder.
+    Shape,
     /// How far the level of its channels, taken together, is from the key's normal. Lasts as long
     /// as the fault does.
     Level,
@@ -378,6 +395,9 @@ pub enum Mark {
     /// What the key has hardly ever shown, by its novelty alone, whether that is one of `parts` or
     /// not. Within two windows of a mark a segment scores 0 unless it is half as new again.
     Record,
+    /// Of logs: its newest lines. A score says how severe the most severe of them is against what
+    /// is usual, and how frequent of late; `evaluate` gives each line its own.
+    Line,
 }
 
 /// `[sink]`: where results go; each of its tables is optional.
@@ -633,6 +653,7 @@ impl Default for Model {
         Self {
             encoder: Encoder::Tcn,
             standardise: Standardise::Key,
+            input: Input::Values,
             hidden: 32,
             embedding: 64,
             projection: vec![128, 64],

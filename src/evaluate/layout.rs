@@ -12,7 +12,10 @@ use csv::StringRecord;
 use super::EvaluateError;
 use super::measures::change::Labelled;
 use super::measures::nab;
-use crate::config::{self, Csv, Pipeline, Records, Source, TimeUnit};
+use crate::config::{self, Csv, Format, Pipeline, Records, Source, TimeUnit};
+
+mod lines;
+mod table;
 
 /// Name of the label column of SKAB's and of plain recordings.
 const LABEL: &str = "anomaly";
@@ -21,15 +24,19 @@ const CHANGE_POINT: &str = "changepoint";
 /// Rows at the start of SKAB's recordings that are its training part.
 const SKAB_TRAINING_ROWS: usize = 400;
 
-/// A collection's way of laying out series: one CSV file each.
+/// A collection's way of laying out series: one file each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Layout {
     /// Numenta Anomaly Benchmark: `timestamp,value`; labels are windows in a JSON file.
     Nab,
     /// Skoltech Anomaly Benchmark: `;`-separated `datetime`, channels, `anomaly`, `changepoint`.
     Skab,
-    /// The pipeline's own `[records]`; labels are a column `anomaly` or a JSON file like NAB's.
+    /// The pipeline's own `[records]`, in CSV or Parquet files; labels are a column `anomaly` or a
+    /// JSON file like NAB's.
     Csv,
+    /// Lines of text in `.log` files, taken apart by the pipeline's `source.log.patterns`; a group
+    /// `label` holds `-`, `0` or nothing where a line is normal.
+    Log,
 }
 
 /// A series found under a data path, not read yet.
@@ -43,6 +50,7 @@ pub struct Series {
     layout: Layout,
     records: Records,
     csv: Csv,
+    log: config::Log,
     /// First and last time of each labelled window, where a labels file has the series.
     windows: Option<Vec<[String; 2]>>,
 }
@@ -52,11 +60,14 @@ pub struct Series {
 pub struct Recording {
     /// `[records]` of a pipeline that reads it: the file's name is the key.
     pub records: Records,
+    /// How its file is encoded.
+    pub format: Format,
     /// `[source.csv]` of a pipeline that reads it.
     pub csv: Csv,
     /// Each row's time as it stands in the file.
     pub times: Vec<String>,
-    /// Number of the line at which each row begins; the first line of a file is 1.
+    /// Number of the line at which each row begins, or of the row where there are no lines; the
+    /// first of a file is 1.
     pub lines: Vec<i64>,
     /// Whether each row is anomalous, where that is labelled.
     pub labels: Option<Vec<bool>>,
@@ -76,7 +87,7 @@ impl Layout {
     /// Series without an entry are not labelled; entries without a series are passed over.
     ///
     /// # Errors
-    /// If `data` cannot be read or holds no CSV file, the labels file is malformed, or it names
+    /// If `data` cannot be read or holds no file of the layout, the labels file is malformed, or it names
     /// none of the series.
     pub fn series(
         self,
@@ -86,7 +97,7 @@ impl Layout {
     ) -> Result<Vec<Series>, EvaluateError> {
         let labels_by_name = labels.map(read_labels).transpose()?;
         let mut series = Vec::new();
-        for path in csv_files(data)? {
+        for path in files(data, self.extensions())? {
             let windows = labels_by_name.as_ref().and_then(|all| windows_of(&path, all));
             series.push(Series {
                 name: relative_name(data, &path)?,
@@ -94,11 +105,13 @@ impl Layout {
                 layout: self,
                 records: pipeline.records.clone(),
                 csv: csv_dialect(&pipeline.source),
+                log: pipeline.encoding().log,
                 path,
             });
         }
         let Some(first) = series.first() else {
-            return Err(EvaluateError::file(data, "no CSV file"));
+            let expected = self.extensions().join(" or .");
+            return Err(EvaluateError::file(data, format!("no .{expected} file")));
         };
         if let (Some(path), Some(all)) = (labels, &labels_by_name)
             && !series.iter().any(|one| one.windows.is_some())
@@ -120,9 +133,30 @@ impl Layout {
         match self {
             Self::Nab => nab::probation(rows),
             Self::Skab => SKAB_TRAINING_ROWS,
-            Self::Csv => 0,
+            Self::Csv | Self::Log => 0,
         }
     }
+
+    /// Extensions of the files that are series.
+    fn extensions(self) -> &'static [&'static str] {
+        match self {
+            Self::Nab | Self::Skab => &["csv"],
+            Self::Csv => &["csv", "parquet"],
+            Self::Log => &["log"],
+        }
+    }
+}
+
+/// What a file says of its rows.
+#[derive(Debug, Default)]
+struct Rows {
+    times: Vec<String>,
+    lines: Vec<i64>,
+    labels: Option<Vec<bool>>,
+    /// Rows at which the series changes, where that is labelled.
+    change_points: Option<Vec<usize>>,
+    /// Columns that hold numbers, by name.
+    numeric: Vec<String>,
 }
 
 impl Series {
@@ -132,6 +166,42 @@ impl Series {
     /// If the file cannot be read, lacks a column, has no rows, a malformed label, or no row
     /// within a labelled window.
     pub fn load(&self) -> Result<Recording, EvaluateError> {
+        let format = self.format();
+        let rows = match format {
+            Format::Parquet => table::read(&self.path, self.time_column())?,
+            Format::Log => lines::read(&self.path, self.time_column(), &self.log)?,
+            _ => self.read_csv()?,
+        };
+        if rows.times.is_empty() {
+            return Err(EvaluateError::file(&self.path, "no rows"));
+        }
+        let windows = match &self.windows {
+            Some(windows) => Some(self.rows_of_windows(windows, &self.instants(&rows)?)?),
+            None => None,
+        };
+        let change_points = match &rows.change_points {
+            Some(points) => {
+                Some(Labelled { instants: self.instants(&rows)?, rows: points.clone() })
+            }
+            None => None,
+        };
+        let labels = match &windows {
+            Some(windows) => Some(rows_within(windows, rows.times.len())),
+            None => rows.labels,
+        };
+        Ok(Recording {
+            records: self.records(rows.numeric)?,
+            format,
+            csv: self.dialect(),
+            times: rows.times,
+            lines: rows.lines,
+            labels,
+            windows,
+            change_points,
+        })
+    }
+
+    fn read_csv(&self) -> Result<Rows, EvaluateError> {
         let bytes =
             fs::read(&self.path).map_err(|reason| EvaluateError::file(&self.path, reason))?;
         let mut reader = self.reader(&bytes)?;
@@ -143,18 +213,14 @@ impl Series {
         let column = |name: &str| header.iter().position(|column| column == name);
         let time_name = self.time_column();
         let Some(time) = column(time_name) else {
-            let found = header.iter().collect::<Vec<_>>().join(", ");
-            let reason = format!("expected a column {time_name}, found {found}");
-            return Err(EvaluateError::file(&self.path, reason));
+            return Err(no_column(&self.path, time_name, header.iter()));
         };
         let is_channel = |name: &str| self.layout == Layout::Csv && self.has_channel(name);
         let label = column(LABEL).filter(|_| self.layout != Layout::Nab && !is_channel(LABEL));
         let change_point = column(CHANGE_POINT).filter(|_| self.layout == Layout::Skab);
 
-        let mut times = Vec::new();
+        let mut rows = Rows::default();
         let mut lines = Lines { bytes: &bytes, at: 0, number: 1 };
-        let mut line_numbers = Vec::new();
-        let mut instants = Vec::new();
         let mut labels = Vec::new();
         let mut change_points = Vec::new();
         let mut numeric = vec![None; header.len()];
@@ -165,14 +231,8 @@ impl Series {
                 let (expected, found) = (header.len(), row.len());
                 return Err(malformed(format!("expected {expected} columns, found {found}")));
             }
-            let time = &row[time];
-            times.push(time.to_owned());
-            line_numbers.push(lines.number_of(&row));
-            if self.windows.is_some() || change_point.is_some() {
-                instants.push(instant(time, self.records.time_unit).ok_or_else(|| {
-                    malformed(format!("column {time_name}: expected a time, found \"{time}\""))
-                })?);
-            }
+            rows.times.push(row[time].to_owned());
+            rows.lines.push(lines.number_of(&row));
             let is_labelled = |column: usize| {
                 let text = &row[column];
                 parse_label(text).ok_or_else(|| {
@@ -186,7 +246,7 @@ impl Series {
             if let Some(change_point) = change_point
                 && is_labelled(change_point)?
             {
-                change_points.push(times.len() - 1);
+                change_points.push(rows.times.len() - 1);
             }
             for (is_numeric, value) in numeric.iter_mut().zip(&row) {
                 if is_numeric.is_none() && !value.trim().is_empty() {
@@ -194,23 +254,35 @@ impl Series {
                 }
             }
         }
-        if times.is_empty() {
-            return Err(EvaluateError::file(&self.path, "no rows"));
-        }
         let channels = header.iter().zip(numeric);
         let channels = channels.filter(|(_, is_numeric)| *is_numeric == Some(true));
-        let records = self.records(channels.map(|(name, _)| name.to_owned()).collect())?;
-        let windows = match &self.windows {
-            Some(windows) => Some(self.rows_of_windows(windows, &instants)?),
-            None => None,
-        };
-        let labels = match &windows {
-            Some(windows) => Some(rows_within(windows, times.len())),
-            None => label.map(|_| labels),
-        };
-        let csv = self.dialect();
-        let change_points = change_point.map(|_| Labelled { instants, rows: change_points });
-        Ok(Recording { records, csv, times, lines: line_numbers, labels, windows, change_points })
+        rows.numeric = channels.map(|(name, _)| name.to_owned()).collect();
+        rows.labels = label.map(|_| labels);
+        rows.change_points = change_point.map(|_| change_points);
+        Ok(rows)
+    }
+
+    /// When each row was, microseconds since the epoch.
+    fn instants(&self, rows: &Rows) -> Result<Vec<i64>, EvaluateError> {
+        let times = rows.times.iter().zip(&rows.lines);
+        times
+            .map(|(time, line)| {
+                instant(time, self.records.time_unit).ok_or_else(|| {
+                    let name = self.time_column();
+                    let reason = format!("column {name}: expected a time, found \"{time}\"");
+                    EvaluateError::line(&self.path, line.unsigned_abs(), reason)
+                })
+            })
+            .collect()
+    }
+
+    fn format(&self) -> Format {
+        let is_parquet = self.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
+        match self.layout {
+            Layout::Log => Format::Log,
+            Layout::Csv if is_parquet => Format::Parquet,
+            Layout::Nab | Layout::Skab | Layout::Csv => Format::Csv,
+        }
     }
 
     fn reader<'a>(&self, bytes: &'a [u8]) -> Result<csv::Reader<&'a [u8]>, EvaluateError> {
@@ -231,7 +303,7 @@ impl Series {
         match self.layout {
             Layout::Nab => Csv::default(),
             Layout::Skab => Csv { delimiter: ';', columns: Vec::new() },
-            Layout::Csv => self.csv.clone(),
+            Layout::Csv | Layout::Log => self.csv.clone(),
         }
     }
 
@@ -239,7 +311,7 @@ impl Series {
         match self.layout {
             Layout::Nab => "timestamp",
             Layout::Skab => "datetime",
-            Layout::Csv => self.records.time.as_deref().unwrap_or("time"),
+            Layout::Csv | Layout::Log => self.records.time.as_deref().unwrap_or("time"),
         }
     }
 
@@ -249,7 +321,7 @@ impl Series {
 
     /// `[records]` for this file; `numeric` are the names of its numeric columns.
     fn records(&self, mut numeric: Vec<String>) -> Result<Records, EvaluateError> {
-        if self.layout == Layout::Csv {
+        if matches!(self.layout, Layout::Csv | Layout::Log) {
             return Ok(self.records.clone());
         }
         let time = self.time_column();
@@ -330,8 +402,8 @@ impl Lines<'_> {
     }
 }
 
-/// Writes the scores of a series to the file of the same name under `out`: the time column as it
-/// stands in the recording, `anomaly_score` and `is_anomaly` (0 or 1), one line per row.
+/// Writes the scores of a series as CSV to the file of the same name under `out`: the time column as
+/// it stands in the recording, `anomaly_score` and `is_anomaly` (0 or 1), one line per row.
 ///
 /// # Errors
 /// If there is not one score in [0, 1] and one alert per row, or the file cannot be written.
@@ -342,7 +414,7 @@ pub fn write_scores(
     scores: &[f64],
     alerts: &[bool],
 ) -> Result<(), EvaluateError> {
-    let path = out.join(&series.name);
+    let path = out.join(&series.name).with_extension("csv");
     let failed = |reason: &dyn fmt::Display| EvaluateError::file(&path, reason);
     let rows = recording.times.len();
     if scores.len() != rows || alerts.len() != rows {
@@ -378,8 +450,17 @@ fn is_same_file(left: &Path, right: &Path) -> bool {
     }
 }
 
-/// CSV files below a folder, or the one file, sorted.
-fn csv_files(data: &Path) -> Result<Vec<PathBuf>, EvaluateError> {
+fn no_column<'a>(
+    path: &Path,
+    expected: &str,
+    found: impl Iterator<Item = &'a str>,
+) -> EvaluateError {
+    let found = found.collect::<Vec<_>>().join(", ");
+    EvaluateError::file(path, format!("expected a column {expected}, found {found}"))
+}
+
+/// Files with these extensions below a folder, or the one file, sorted.
+fn files(data: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, EvaluateError> {
     let failed = |path: &Path, reason| EvaluateError::file(path, reason);
     let is_folder = fs::metadata(data).map_err(|reason| failed(data, reason))?.is_dir();
     if !is_folder {
@@ -395,7 +476,9 @@ fn csv_files(data: &Path) -> Result<Vec<PathBuf>, EvaluateError> {
             let kind = entry.file_type().map_err(|reason| failed(&path, reason))?;
             if kind.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|found| found.eq_ignore_ascii_case("csv")) {
+            } else if let Some(found) = path.extension()
+                && extensions.iter().any(|extension| found.eq_ignore_ascii_case(extension))
+            {
                 files.push(path);
             }
         }
@@ -564,7 +647,7 @@ mod tests {
     fn a_path_without_recordings_is_an_error() {
         let folder = folder(&[("notes.txt", "")]);
         let error = Layout::Nab.series(folder.path(), None, &pipeline()).unwrap_err();
-        assert!(error.to_string().ends_with("no CSV file"), "{error}");
+        assert!(error.to_string().ends_with("no .csv file"), "{error}");
         let absent = folder.path().join("absent");
         let error = Layout::Nab.series(&absent, None, &pipeline()).unwrap_err();
         assert!(error.to_string().starts_with(absent.to_str().unwrap()), "{error}");

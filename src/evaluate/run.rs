@@ -17,10 +17,10 @@ use super::layout::{Recording, Series, write_scores};
 use super::plot::{Picture, Traces, ranges};
 use super::{EvaluateError, Judged, Layout, Report};
 use crate::checkpoint::CheckpointError;
-use crate::config::{self, Pipeline};
+use crate::config::{self, Mark, Pipeline};
 use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
 use crate::runtime::Core;
-use crate::score::Label;
+use crate::score::{Label, line_scores};
 use crate::sink::{Score, SegmentMeta};
 use crate::source::{Event, FileSource, Payload, Source};
 use crate::window::{Segmenter, Segments, WindowShape};
@@ -101,8 +101,9 @@ fn evaluate(evaluation: &Evaluation<'_>, series: &Series) -> Result<Scored, Eval
     let Evaluation { pipeline, out, plots, feedback, .. } = *evaluation;
     let recording = series.load()?;
     let file = config::FileSource {
-        format: Some(config::Format::Csv),
+        format: Some(recording.format),
         csv: recording.csv.clone(),
+        log: pipeline.encoding().log,
         ..config::FileSource::new(series.path.clone())
     };
     let pipeline = Pipeline {
@@ -117,6 +118,7 @@ fn evaluate(evaluation: &Evaluation<'_>, series: &Series) -> Result<Scored, Eval
             .map_err(|error| failed(&error))?;
     let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
     let mut verdicts = Verdicts::new(recording.lines.clone(), &shape);
+    verdicts = verdicts.marking(pipeline.scores.mark, &shape);
     let labels = recording.labels.as_deref().filter(|_| feedback > 0.0);
     let mut teacher = labels.map(|labels| Teacher::new(labels, feedback, &pipeline));
     let mut traces = plots.map(|_| Traces::new(recording.lines.clone()));
@@ -210,6 +212,8 @@ struct Verdicts {
     waiting: Vec<VecDeque<Waiting>>,
     /// How far the records of a sample may lie behind its time, microseconds: a bin's width.
     width: i64,
+    /// Samples of a segment, where a score marks lines.
+    line_window: Option<usize>,
 }
 
 /// What is said of a row.
@@ -237,7 +241,13 @@ impl Verdicts {
             keys: FxHashMap::default(),
             waiting: Vec::new(),
             width: shape.resample.unwrap_or(1),
+            line_window: None,
         }
+    }
+
+    /// Gives each line its own score, where `mark` says so.
+    fn marking(self, mark: Mark, shape: &WindowShape) -> Self {
+        Self { line_window: (mark == Mark::Line).then_some(shape.length), ..self }
     }
 
     /// Notes the rows whose segments are to come.
@@ -272,14 +282,16 @@ impl Verdicts {
         while !segments.is_empty() {
             let count = if teacher.is_some() { UNTOLD } else { segments.len() };
             let first = segments.take_first(count);
+            let mut owns = self.line_scores(&first).into_iter();
             // Training must not depend on how fast this machine is.
             core.process(
                 &first,
                 || true,
                 |outputs| {
                     for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
+                        let own = owns.next().unwrap_or_default();
                         let Score { score, alert, turn, .. } = *score;
-                        self.give(meta, Verdict { score, alert, turn });
+                        self.give(meta, Verdict { score, alert, turn }, &own);
                     }
                 },
             )?;
@@ -299,9 +311,33 @@ impl Verdicts {
         self.lines.partition_point(|first| *first <= segment.last_offset).checked_sub(1)
     }
 
-    /// Gives a segment's verdict to the rows within that no earlier one held.
-    fn give(&mut self, segment: &SegmentMeta, verdict: Verdict) {
-        let Some(&key) = self.keys.get(&*segment.key) else { return };
+    /// Per segment of logs, the scores of its newest lines by themselves, oldest first; nothing of
+    /// other records.
+    fn line_scores(&self, segments: &Segments) -> Vec<Vec<f64>> {
+        let Some(length) = self.line_window else { return Vec::new() };
+        let sizes = segments.values.len() / segments.len().max(1);
+        let newest = segments.fresh.iter().enumerate();
+        newest
+            .map(|(at, fresh)| line_scores(segments.segment(at, sizes), length, *fresh).collect())
+            .collect()
+    }
+
+    /// Gives a segment's verdict to the rows within that no earlier one held. Where its newest
+    /// samples have scores of their `own`, oldest first, the rows that they are take those.
+    fn give(&mut self, segment: &SegmentMeta, verdict: Verdict, own: &[f64]) {
+        let rows = self.reach(segment);
+        for row in &rows {
+            self.rows[*row].1.get_or_insert(verdict);
+        }
+        for (row, score) in rows.iter().rev().zip(own.iter().rev()) {
+            self.rows[*row].1 = Some(Verdict { score: *score, ..verdict });
+        }
+    }
+
+    /// The rows within a segment that no earlier one held, in order of time.
+    fn reach(&mut self, segment: &SegmentMeta) -> Vec<usize> {
+        let mut rows = Vec::new();
+        let Some(&key) = self.keys.get(&*segment.key) else { return rows };
         let waiting = &mut self.waiting[key];
         let end = segment.window_end.saturating_add(self.width);
         let mut at = 0;
@@ -315,9 +351,10 @@ impl Verdicts {
             waiting.remove(at);
             // Older ones were late, or between the windows.
             if time >= segment.window_start {
-                self.rows[row].1.get_or_insert(verdict);
+                rows.push(row);
             }
         }
+        rows
     }
 
     /// Rows that no segment holds (the first ones, late ones, those of a gap) take the verdict of
@@ -368,7 +405,7 @@ mod tests {
         segments.append(&mut segmenter.advance(i64::MAX).unwrap());
         for (place, segment) in (1..).zip(&segments.meta) {
             let score = f64::from(place);
-            verdicts.give(segment, Verdict { score, ..Verdict::default() });
+            verdicts.give(segment, Verdict { score, ..Verdict::default() }, &[]);
         }
         Columns::of(&verdicts.per_row()).scores
     }

@@ -12,6 +12,7 @@ mod health;
 mod info_nce;
 mod kernels;
 mod layers;
+mod movement;
 mod network;
 mod optimizer;
 mod queue;
@@ -31,7 +32,7 @@ use self::network::Network;
 use self::optimizer::Adam;
 use self::queue::Queue;
 use self::standardise::Standardiser;
-use crate::config::{self, Standardise, Temperature};
+use crate::config::{self, Input, Standardise, Temperature};
 use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
@@ -110,7 +111,7 @@ struct Previous {
 /// What the model makes of some segments.
 #[derive(Clone, Debug, Default)]
 pub struct Embedded {
-    /// The segments standardised, `[segments, channels, time]`, NaN where missing.
+    /// What the encoder sees of the segments, standardised, `[segments, channels, time]`, NaN where missing.
     pub values: Vec<f32>,
     /// `[segments, embedding]`, rows of unit length.
     pub embeddings: Vec<f32>,
@@ -280,7 +281,14 @@ impl Learner {
         for index in range {
             let meta = &segments.meta[index];
             let slot = keys.touch(&meta.key, S::default);
-            let values = segments.segment(index, size);
+            let moved;
+            let values = match self.model.input {
+                Input::Values => segments.segment(index, size),
+                Input::Movement => {
+                    moved = movement::movement(segments.segment(index, size), time);
+                    &moved
+                }
+            };
             let fresh = segments.fresh[index];
             if let Some(Ruler { used, following }) = &mut ruler {
                 used.apply(values, time, &mut embedded.values);

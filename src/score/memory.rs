@@ -68,8 +68,30 @@ impl Memory {
         cosines
     }
 
+    /// How alike the shapes of segments `[rows, channels, time]`, standardised, and of all entries
+    /// are: 1 less their mean squared difference, once each channel is rid of its mean. Missing
+    /// values count as the mean. `[rows, entries]`
+    pub fn likenesses(&self, values: &[f32], time: usize) -> Vec<f32> {
+        let (entries, rows) = (self.len(), values.len() / self.size);
+        let (known, shapes) = (centred(&self.values, time), centred(values, time));
+        let mut products = vec![0.0; rows * entries];
+        let known_shapes = Matrix::new(&known, entries, self.size).transposed();
+        multiply(&mut products, false, Matrix::new(&shapes, rows, self.size), known_shapes);
+        let square = |shape: &[f32]| shape.iter().map(|value| value * value).sum::<f32>();
+        let squares: Vec<f32> = known.chunks_exact(self.size).map(square).collect();
+        let of_rows = products.chunks_exact_mut(entries.max(1));
+        for (products, shape) in of_rows.zip(shapes.chunks_exact(self.size)) {
+            let own = square(shape);
+            for (product, other) in products.iter_mut().zip(&squares) {
+                let difference = (own + other - 2.0 * *product).max(0.0);
+                *product = 1.0 - difference / self.size as f32;
+            }
+        }
+        products
+    }
+
     /// Mean distance `1 - cosine` to the nearest neighbours, given a row of
-    /// [`Memory::cosines`]: among segments of the same key where there are enough, else among all.
+    /// [`Memory::cosines`], or `1 - likeness` given one of [`Memory::likenesses`]: among segments of the same key where there are enough, else among all.
     /// Segments within `reach` strides do not count. `None` where too few are left.
     pub fn distance(&self, cosines: &[f32], origin: &Origin, reach: u64) -> Option<f32> {
         let mut same = Nearest::default();
@@ -137,6 +159,19 @@ impl Memory {
     }
 }
 
+/// Segments `[.., channels, time]` with each channel less its mean; what is missing becomes 0.
+fn centred(values: &[f32], time: usize) -> Vec<f32> {
+    let mut centred = Vec::with_capacity(values.len());
+    for samples in values.chunks_exact(time) {
+        let observed = samples.iter().filter(|sample| !sample.is_nan());
+        let (sum, count) = observed.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+        let mean = sum / count.max(1) as f32;
+        let deviation = |value: &f32| if value.is_nan() { 0.0 } else { value - mean };
+        centred.extend(samples.iter().map(deviation));
+    }
+    centred
+}
+
 /// The largest few of the cosines offered.
 struct Nearest {
     largest: [f32; NEIGHBOURS],
@@ -186,6 +221,24 @@ mod tests {
         let near = memory.distance(&cosines, &origin(1, 1), 5).expect("three entries");
         assert!((near - (0.2 + 0.4 + 1.0) / 3.0).abs() < 1e-6, "{near}");
         assert_eq!(memory.distance(&cosines, &origin(1, 5), 6), None);
+    }
+
+    #[test]
+    fn shapes_are_compared_wherever_their_channels_are() {
+        let mut memory = Memory::new(8, 1, 4);
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        assert!(memory.likenesses(&[0.0; 4], 2).is_empty());
+        for sequence in 0..3 {
+            memory.admit(&[0.0], &[1.0, 2.0, 7.0, 7.0], origin(1, sequence), &mut rng);
+        }
+        memory.settle();
+        let shifted = [11.0, 12.0, -3.0, -3.0];
+        let missing = [5.0, 6.0, f32::NAN, f32::NAN];
+        let turned = [2.0, 1.0, 7.0, 9.0];
+        let likenesses = memory.likenesses(&[shifted, missing, turned].concat(), 2);
+        // Two samples that are off by 1 each, and two by 1 again.
+        assert_eq!(likenesses, [[1.0; 3], [1.0; 3], [0.0; 3]].concat());
+        assert_eq!(memory.distance(&likenesses[6..], &origin(1, 100), 1), Some(1.0));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Several views of a segment become one calibrated verdict.
 //!
 //! Each part of `scores.parts` says how strange a segment is, in units of its own: its InfoNCE
-//! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones,
+//! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones, that
+//! of its shape without the encoder (a discord in the sense of the left matrix profile, Yeh et al.
+//! 2016, among a sample of the past),
 //! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
 //! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`), the
 //! size of its steps at several lags (`texture.rs`), how often the key has shown anything like it
@@ -49,7 +51,7 @@ use crate::keys::{Keys, State};
 use crate::learner::{self, Embedded, Learner};
 use crate::pairs::Origin;
 use crate::sink::{Cause, Score};
-use crate::templates::OF_TEMPLATES;
+use crate::templates::{ALARM, OF_TEMPLATES};
 use crate::window::{SegmentTemplate, Segments, WindowShape};
 
 pub use self::feedback::Label;
@@ -76,13 +78,14 @@ pub struct Scorer {
     rng: Pcg64Mcg,
 }
 
-/// Statistics of a segment: surprise, distance, level, a change per time scale, those of the
+/// Statistics of a segment: surprise, distance, shape, level, a change per time scale, those of the
 /// forecast errors, texture, and novelty.
-const STATISTICS: usize = 3 + SCALES + KINDS + 2;
+const STATISTICS: usize = 4 + SCALES + KINDS + 2;
 const SURPRISE: usize = 0;
 const DISTANCE: usize = 1;
-const LEVEL: usize = 2;
-const CHANGE: usize = 3;
+const SHAPE: usize = 2;
+const LEVEL: usize = 3;
+const CHANGE: usize = 4;
 const RESIDUAL: usize = CHANGE + SCALES;
 const TEXTURE: usize = RESIDUAL + KINDS;
 const NOVELTY: usize = TEXTURE + 1;
@@ -102,8 +105,8 @@ pub struct KeyState {
     level: Level,
     level_excursion: Excursion,
     turn: Turn,
-    /// Of surprise and distance.
-    rulers: [Ruler; 2],
+    /// Of surprise, distance and shape.
+    rulers: [Ruler; LEVEL],
     /// End of the last segment, and the mean time from one to the next, microseconds.
     last_end: i64,
     step: f64,
@@ -147,8 +150,8 @@ struct Record {
 struct Findings {
     /// Measured by the key's own measure, `None` where nothing can be said.
     statistics: [Option<f32>; STATISTICS],
-    surprise: Option<f32>,
-    distance: Option<f32>,
+    /// Surprise, distance and shape as they are.
+    by_memory: [Option<f32>; LEVEL],
     level: Option<level::Found>,
     /// Per channel, its largest change per time scale.
     changes: Vec<[f32; SCALES]>,
@@ -174,6 +177,8 @@ const MOST_FREQUENT: f64 = 0.1;
 const NOTABLE: f64 = 4.0;
 /// As many times as new as what was marked, it is marked again.
 const NEWER: f64 = 1.5;
+/// Probability of a line that by itself scores 0.5.
+const RARE_LINE: f64 = 1e-3;
 
 impl AsMut<Self> for KeyState {
     fn as_mut(&mut self) -> &mut Self {
@@ -249,13 +254,24 @@ impl Scorer {
         // each other in time, or of other keys and as good a sample as those before.
         let known = self.memory.len();
         let cosines = self.memory.cosines(&embedded.embeddings);
-        let distances: Vec<Option<f32>> = embedded
-            .origins
-            .iter()
-            .enumerate()
+        let distance_of = |memory: &Memory, likenesses: &[f32], row: usize, origin: &Origin| {
+            memory.distance(&likenesses[row * known..(row + 1) * known], origin, self.reach)
+        };
+        let looks_at_shape = self.config.parts.contains(&Part::Shape);
+        let likenesses = if looks_at_shape {
+            self.memory.likenesses(&embedded.values, self.shape.length)
+        } else {
+            Vec::new()
+        };
+        let origins = || embedded.origins.iter().enumerate();
+        let distances: Vec<Option<f32>> = origins()
+            .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin))
+            .collect();
+        let shapes: Vec<Option<f32>> = origins()
             .map(|(row, origin)| {
-                let cosines = &cosines[row * known..(row + 1) * known];
-                self.memory.distance(cosines, origin, self.reach)
+                let difference =
+                    looks_at_shape.then(|| distance_of(&self.memory, &likenesses, row, origin));
+                difference.flatten().map(f32::sqrt)
             })
             .collect();
 
@@ -277,7 +293,7 @@ impl Scorer {
                 segments.fresh[index],
                 &self.shape,
                 &origin,
-                (embedded.surprises[row], distances[row]),
+                [embedded.surprises[row], distances[row], shapes[row]],
                 looks_for_novelty.then_some((meta.window_start, meta.window_end)),
             );
             let mut parts = [None; STATISTICS];
@@ -322,7 +338,16 @@ impl Scorer {
                         weights[since_last - self.shape.observed] += weights[since_last].max(0.0);
                     }
                     weights.truncate(self.shape.observed);
-                    views.push(View { evidence: evidence_of(SURPRISE..LEVEL), weights });
+                    views.push(View { evidence: evidence_of(SURPRISE..SHAPE), weights });
+                    if looks_at_shape {
+                        let likenesses = self.memory.likenesses(&occluded, self.shape.length);
+                        let nearer = |channel: usize| {
+                            let without = distance_of(&self.memory, &likenesses, channel, &origin);
+                            shapes[row].unwrap_or(0.0) - without.map_or(0.0, f32::sqrt)
+                        };
+                        let weights = (0..self.shape.observed).map(nearer).collect();
+                        views.push(View { evidence: evidence_of(SHAPE..LEVEL), weights });
+                    }
                 }
                 let shares = causes::causes(self.shape.observed, &views);
                 let templates = segments.templates.get(index).map_or(&[][..], Vec::as_slice);
@@ -338,12 +363,16 @@ impl Scorer {
                     let novelty = state.newest(novelty, &origin, self.reach);
                     novelty / (novelty + NOTABLE)
                 }
+                Mark::Line => {
+                    let raw = segments.segment(index, size);
+                    line_scores(raw, self.shape.length, segments.fresh[index]).fold(0.0, f64::max)
+                }
             };
             scores.push(Score {
                 score,
                 p_value,
-                surprise: found.surprise.unwrap_or(0.0),
-                distance: found.distance.unwrap_or(0.0),
+                surprise: found.by_memory[SURPRISE].unwrap_or(0.0),
+                distance: found.by_memory[DISTANCE].unwrap_or(0.0),
                 residual: found.statistics[RESIDUAL].unwrap_or(0.0),
                 alert,
                 alert_id,
@@ -431,6 +460,7 @@ fn statistics_of(part: Part) -> Range<usize> {
     match part {
         Part::Surprise => SURPRISE..SURPRISE + 1,
         Part::Distance => DISTANCE..DISTANCE + 1,
+        Part::Shape => SHAPE..SHAPE + 1,
         Part::Level => LEVEL..LEVEL + 1,
         Part::Change => CHANGE..CHANGE + SCALES,
         Part::Residual => RESIDUAL..RESIDUAL + KINDS,
@@ -494,7 +524,7 @@ impl KeyState {
         fresh: usize,
         shape: &WindowShape,
         origin: &Origin,
-        (surprise, distance): (Option<f32>, Option<f32>),
+        by_memory: [Option<f32>; LEVEL],
         novelty_span: Option<(i64, i64)>,
     ) -> Findings {
         let measured = shape.observed * shape.length;
@@ -510,8 +540,9 @@ impl KeyState {
         let residuals = self.forecasts.push(standardised, shape.length, fresh, continues);
         let level = self.level.push(raw, shape.length, fresh);
         let mut statistics = [None; STATISTICS];
-        statistics[SURPRISE] = surprise.map(|value| self.rulers[0].measure(value));
-        statistics[DISTANCE] = distance.map(|value| self.rulers[1].measure(value));
+        for ((statistic, ruler), value) in statistics.iter_mut().zip(&self.rulers).zip(by_memory) {
+            *statistic = value.map(|value| ruler.measure(value));
+        }
         statistics[LEVEL] = level.as_ref().map(|level| level.evidence);
         for scale in 0..SCALES {
             let largest = changes.iter().map(|sizes| sizes[scale]).fold(0.0, f32::max);
@@ -539,7 +570,7 @@ impl KeyState {
             news.extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh, span)));
             statistics[NOVELTY] = Some(news.iter().copied().fold(0.0, f32::max));
         }
-        Findings { statistics, surprise, distance, level, changes, residuals, steps, turn, news }
+        Findings { statistics, by_memory, level, changes, residuals, steps, turn, news }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -616,7 +647,7 @@ impl KeyState {
     }
 
     fn learn(&mut self, found: &Findings, origin: &Origin, window_end: i64) {
-        for (ruler, value) in self.rulers.iter_mut().zip([found.surprise, found.distance]) {
+        for (ruler, value) in self.rulers.iter_mut().zip(found.by_memory) {
             if let Some(value) = value {
                 ruler.learn(value);
             }
@@ -634,6 +665,17 @@ impl KeyState {
         self.previous = Some(*origin);
         self.segments += 1;
     }
+}
+
+/// Scores in 0..1 of the `fresh` newest lines of a raw segment of logs `[channels, time]`, by what
+/// each is by itself; see [`Mark::Line`]. One that is as rarely as severe as 1 in 1000 scores 0.5.
+pub fn line_scores(raw: &[f32], time: usize, fresh: usize) -> impl Iterator<Item = f64> {
+    let alarms = &raw[ALARM * time..(ALARM + 1) * time];
+    let newest = &alarms[time - fresh.min(time)..];
+    newest.iter().map(|alarm| {
+        let alarm = if alarm.is_nan() { 0.0 } else { f64::from(alarm.max(0.0)) };
+        verdict(-alarm, RARE_LINE)
+    })
 }
 
 /// A score in 0..1, 0.5 where the evidence alone would begin an alert: `L / (1 + L)` with

@@ -10,19 +10,21 @@ use super::miner::Found;
 /// | channel | what it is |
 /// | --- | --- |
 /// | `severity` | from 0 (debug) to 7 (emergency); missing where it is not known |
-/// | `silence` | `ln(1 + s)`, s seconds since the key's line before; missing for its first |
+/// | `silence` | root of the seconds since the key's line before; missing for its first |
 /// | `rarity` | `-ln` of the share of the line's template among the lane's lines of late |
 /// | `novelty` | `ln` of how many times as old as the template the lane is, in lines |
 /// | `parameters` | `ln(1 + n)`, n parameters of the line |
 /// | `new_parameter` | `-ln` of how often parameters of the template have a new value, where one has; else 0 |
+/// | `alarm` | `-ln` of the share of the lane's lines of late that are at least as severe, and a tenth of the nats by which the template is more frequent of late than usual |
 /// | `code_0` … `code_7` | where the template's words lie: templates with words in common are near each other, in every lane the same |
-pub const CHANNELS: [&str; 6 + CODES] = [
+pub const CHANNELS: [&str; 7 + CODES] = [
     "severity",
     "silence",
     "rarity",
     "novelty",
     "parameters",
     "new_parameter",
+    "alarm",
     "code_0",
     "code_1",
     "code_2",
@@ -43,18 +45,32 @@ const CODES: usize = 8;
 /// Position of `silence`: windows fill it in, which know what came before once records are in order.
 pub const SILENCE: usize = 1;
 
+/// Position of `alarm`.
+pub const ALARM: usize = 6;
+
+/// Weight of a burst beside severity in `alarm`: among lines that are equally severe, what comes in
+/// bursts comes first, and a burst of harmless lines stays harmless.
+const BURST_WEIGHT: f32 = 0.1;
+
 /// The value of `silence` after so many microseconds.
 pub fn silence(micros: i64) -> f32 {
-    (micros.max(0) as f64 / 1e6).ln_1p() as f32
+    (micros.max(0) as f64 / 1e6).sqrt() as f32
 }
 
-/// The channels of a line, without `silence`. `severity` is NaN where it is not known.
-pub(super) fn describe(found: &Found, code: &[f32; CODES], severity: f32) -> [f32; CHANNELS.len()] {
+/// The channels of a line, without `silence`. `severity` is NaN where it is not known,
+/// `severe` the nats by which that is above the usual.
+pub(super) fn describe(
+    found: &Found,
+    code: &[f32; CODES],
+    severity: f32,
+    severe: f32,
+) -> [f32; CHANNELS.len()] {
     let mut channels = [f32::NAN; CHANNELS.len()];
     let parameters = (found.parameters as f32).ln_1p();
     channels[0] = severity;
     channels[2..6].copy_from_slice(&[found.rarity, found.novelty, parameters, found.new_parameter]);
-    channels[6..].copy_from_slice(code);
+    channels[ALARM] = severe + BURST_WEIGHT * found.burst;
+    channels[ALARM + 1..].copy_from_slice(code);
     channels
 }
 
@@ -111,11 +127,19 @@ mod tests {
 
     #[test]
     fn a_line_is_described_by_its_template_and_its_severity() {
-        let found = Found { id: 0, rarity: 1.0, novelty: 2.0, parameters: 0, new_parameter: 0.5 };
-        let channels = describe(&found, &[0.25; CODES], f32::NAN);
+        let found = Found {
+            id: 0,
+            rarity: 1.0,
+            novelty: 2.0,
+            parameters: 0,
+            new_parameter: 0.5,
+            burst: 5.0,
+        };
+        let channels = describe(&found, &[0.25; CODES], f32::NAN, 0.0);
         assert!(channels[0].is_nan() && channels[SILENCE].is_nan());
-        assert_eq!(channels[2..7], [1.0, 2.0, 0.0, 0.5, 0.25]);
-        assert_eq!(describe(&found, &[0.25; CODES], 3.0)[0], 3.0);
-        assert_eq!([silence(1_000_000), silence(-5)], [2.0_f32.ln(), 0.0]);
+        assert_eq!(channels[2..8], [1.0, 2.0, 0.0, 0.5, 0.5, 0.25]);
+        let severe = describe(&found, &[0.25; CODES], 3.0, 2.0);
+        assert_eq!([severe[0], severe[ALARM]], [3.0, 2.5]);
+        assert_eq!([silence(4_000_000), silence(-5)], [2.0, 0.0]);
     }
 }

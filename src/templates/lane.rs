@@ -8,6 +8,10 @@ use super::miner::{Miner, Template};
 
 /// Lines after which one counts `1/e` of what it did, in the mean of rarities.
 const HORIZON: f64 = 1024.0;
+/// The same, for severities.
+const SEVERITY_HORIZON: f64 = 4096.0;
+/// Severities from debug to emergency.
+const SEVERITIES: usize = 8;
 /// Weight of a line whose template is as frequent as most.
 const LEAST_WEIGHT: f32 = 0.01;
 /// Most characters of a template's text that a cause shows.
@@ -19,8 +23,15 @@ pub struct Templates {
     miner: Miner,
     /// Mean rarity of the lines of late.
     usual: f64,
+    severities: Severities,
     #[serde(skip)]
     line: Line,
+}
+
+/// How many lines of late had which severity, those longer ago counting less.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Severities {
+    lines: [f64; SEVERITIES],
 }
 
 /// The template of a line, and how much the line stands out by it.
@@ -39,7 +50,8 @@ impl Templates {
         self.line.read(text);
         let found = self.miner.read(&self.line);
         let words = self.miner.template(found.id).into_iter().flat_map(Template::words);
-        let channels = describe(&found, &code(words), severity);
+        let severe = self.severities.read(severity);
+        let channels = describe(&found, &code(words), severity, severe);
         let weight = (found.rarity - self.usual as f32).max(LEAST_WEIGHT);
         self.usual += (f64::from(found.rarity) - self.usual) / HORIZON;
         (channels, Tag { template: found.id, weight })
@@ -59,6 +71,23 @@ impl Templates {
     /// All templates, by their ids.
     pub fn all(&self) -> Vec<&Template> {
         self.miner.templates()
+    }
+}
+
+impl Severities {
+    /// `-ln` of the share of the lines before that are at least as severe as one of `severity`,
+    /// which then counts, too. 0 where it is NaN: a severity says something against others only.
+    fn read(&mut self, severity: f32) -> f32 {
+        if severity.is_nan() {
+            return 0.0;
+        }
+        let level = (severity.round() as usize).min(SEVERITIES - 1);
+        let all: f64 = self.lines.iter().sum();
+        let as_severe: f64 = self.lines[level..].iter().sum();
+        self.lines.iter_mut().for_each(|lines| *lines *= 1.0 - 1.0 / SEVERITY_HORIZON);
+        self.lines[level] += 1.0;
+        // As if one line more and one less severe had been there.
+        ((all + 2.0) / (as_severe + 1.0)).ln() as f32
     }
 }
 
@@ -83,6 +112,19 @@ mod tests {
         assert_eq!(templates.name(0), "request <*> done");
         assert_eq!(templates.name(99), "template 99");
         assert_eq!(templates.all().len(), 2);
+    }
+
+    #[test]
+    fn what_is_more_severe_than_usual_alarms_and_what_is_less_does_not() {
+        let mut severities = Severities::default();
+        assert!(severities.read(6.0) < 1.0);
+        for at in 0..2000 {
+            severities.read(if at % 50 == 0 { 4.0 } else { 1.0 });
+        }
+        let of = |severity: f32| severities.clone().read(severity);
+        assert!(of(0.0) < 0.01 && of(1.0) < 0.01 && of(f32::NAN) == 0.0);
+        assert!((of(4.0) - 50.0_f32.ln()).abs() < 0.2, "{}", of(4.0));
+        assert!(of(6.0) > of(4.0) + 1.0 && of(7.0) > of(6.0) && of(99.0) == of(7.0));
     }
 
     #[test]

@@ -25,6 +25,10 @@ const SIMILARITY: f64 = 0.65;
 const MASK_HASH: u64 = hash(MASK.as_bytes());
 /// Lines after which one counts `1/e` of what it did.
 const HORIZON: f64 = 16_384.0;
+/// The same, for what is frequent of late.
+const BURST_HORIZON: f64 = 16.0;
+/// A template that was not met of late counts as this many lines.
+const BURST_PRIOR: f64 = 0.1;
 /// Weight of the last parameter in a template's share of new values, and the least such share.
 const RECENT_VALUE: f32 = 0.05;
 const FEWEST_NEW: f32 = 0.01;
@@ -68,6 +72,8 @@ pub struct Template {
     last: u64,
     /// Lines, those longer ago counting less, as of the last one.
     weight: f64,
+    /// The same, for bursts.
+    recent: f64,
     /// Values of parameters that were met, each a bit.
     values: [u64; 4],
     /// Share of parameters with a new value, of late.
@@ -87,6 +93,9 @@ pub struct Found {
     pub parameters: usize,
     /// `-ln` of how often a parameter of the template has a new value, where one has; else 0.
     pub new_parameter: f32,
+    /// `ln` of how many times as frequent the template is of late as usual, 0 where it is not more
+    /// so.
+    pub burst: f32,
 }
 
 impl Miner {
@@ -97,19 +106,23 @@ impl Miner {
         let now = self.saved.lines;
         self.saved.lines += 1;
         let template = &mut self.saved.templates[slot];
-        let weight =
-            template.weight * (-(now.saturating_sub(template.last) as f64) / HORIZON).exp();
+        let absent = now.saturating_sub(template.last) as f64;
+        let weight = template.weight * (-absent / HORIZON).exp();
+        let recent = template.recent * (-absent / BURST_HORIZON).exp();
         let total = HORIZON * (1.0 - (-(now as f64) / HORIZON).exp());
         let age = now.saturating_sub(template.first);
         template.generalise(line);
         let (parameters, new_parameter) = template.meet_values(line.tokens());
         template.weight = weight + 1.0;
+        template.recent = recent + 1.0;
+        // A template that was never met counts as half a line.
+        let share = (weight + 0.5) / (total + 1.0);
         template.last = now;
         template.count += 1;
         Found {
             id: template.id,
-            // A template that was never met counts as half a line.
-            rarity: ((total + 1.0) / (weight + 0.5)).ln().max(0.0) as f32,
+            rarity: (-share.ln()).max(0.0) as f32,
+            burst: ((recent + BURST_PRIOR) / (BURST_HORIZON * share)).ln().max(0.0) as f32,
             novelty: ((1 + now) as f64 / (1 + age) as f64).ln() as f32,
             parameters,
             new_parameter,
@@ -170,6 +183,7 @@ impl Miner {
             first: self.saved.lines,
             last: self.saved.lines,
             weight: 0.0,
+            recent: 0.0,
             values: [0; 4],
             new_values: 1.0,
         };
@@ -444,6 +458,18 @@ mod tests {
         assert!((new.rarity - 204.0_f32.ln()).abs() < 0.02, "{new:?}");
         assert_eq!(new.novelty, 102.0_f32.ln());
         assert!(second.rarity < new.rarity && second.novelty < new.novelty, "{second:?}");
+    }
+
+    #[test]
+    fn a_template_that_comes_in_a_row_bursts_and_the_usual_one_does_not() {
+        let mut miner = Miner::default();
+        for _ in 0..1000 {
+            read(&mut miner, "a b c");
+        }
+        let rare = read(&mut miner, "x y z").burst;
+        let bursts: Vec<f32> = (0..16).map(|_| read(&mut miner, "x y z").burst).collect();
+        assert!(bursts[1] > rare + 0.5 && bursts[15] > 3.0, "{rare} {bursts:?}");
+        assert!(read(&mut miner, "a b c").burst < 0.1);
     }
 
     #[test]

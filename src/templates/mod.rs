@@ -21,7 +21,7 @@ mod lane;
 mod mask;
 mod miner;
 
-pub use channels::{CHANNELS, OF_TEMPLATES, SILENCE, silence};
+pub use channels::{ALARM, CHANNELS, OF_TEMPLATES, SILENCE, silence};
 pub use lane::{Tag, Templates};
 pub use mask::{Line, MASK};
 pub use miner::{Found, MAX_TEMPLATES, Miner, Template};
