@@ -71,11 +71,11 @@ impl Novelty {
         let time = samples.len();
         let step = end.saturating_sub(start) / (time.max(2) - 1) as i64;
         let mut most = 0.0;
-        for at in time - fresh.min(time)..time {
+        for (at, sample) in samples.iter().enumerate().skip(time - fresh.min(time)) {
             let sampled = end.saturating_sub(step.saturating_mul((time - 1 - at) as i64));
-            let news = self.take_in(samples[at], sampled, time);
+            let news = self.take_in(*sample, sampled, time);
             // A missing sample is no news.
-            most = if samples[at].is_nan() { most } else { news.max(most) };
+            most = if sample.is_nan() { most } else { news.max(most) };
         }
         most as f32
     }

@@ -30,7 +30,7 @@ struct Excess {
 }
 
 /// Values remembered.
-const CAPACITY: usize = 4096;
+const CAPACITY: usize = 16_384;
 /// Fewest excesses that a fit is made from.
 const FEWEST: usize = 10;
 /// Share of the values that lie above the threshold, once that is [`FEWEST`] or more.
