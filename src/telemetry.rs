@@ -68,7 +68,7 @@ metrics_table! {
     LEARNER_QUEUE_AGE = Gauge "contrastream_learner_queue_age_steps", "Mean age of the negatives.";
     SCORE_VALUES = Histogram "contrastream_score_values", "Scores, 0 to 1; 0.5 is where an alert begins.";
     SCORE_ALERTS = Counter "contrastream_score_alerts_total", "Alerts begun.";
-    FEEDBACK_LABELS = Counter "contrastream_feedback_labels_total", "Labels taken from the topic of [feedback].";
+    FEEDBACK_LABELS = Counter "contrastream_feedback_labels_total", "Labels taken from the topic of labels.";
     FEEDBACK_SEGMENTS = Counter "contrastream_feedback_segments_total", "Segments that became examples of a label.";
     FEEDBACK_UNMATCHED = Counter "contrastream_feedback_unmatched_total", "Labels of segments that this process does not remember.";
     SINK_SEGMENTS = Counter "contrastream_sink_segments_total", "Segments whose results were written to every sink.";

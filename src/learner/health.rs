@@ -14,9 +14,9 @@ use super::optimizer::Adam;
 /// How much of its space a model uses for a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// See [`effective_rank`]; of the embeddings.
+    /// See `effective_rank`; of the embeddings.
     pub rank: f32,
-    /// See [`uniformity`]; of the projections.
+    /// See `uniformity`; of the projections.
     pub uniformity: f32,
 }
 
