@@ -179,12 +179,11 @@ impl Series {
             Some(windows) => Some(self.rows_of_windows(windows, &self.instants(&rows)?)?),
             None => None,
         };
-        let change_points = match &rows.change_points {
-            Some(points) => {
-                Some(Labelled { instants: self.instants(&rows)?, rows: points.clone() })
-            }
-            None => None,
+        let instants = match rows.change_points {
+            Some(_) => self.instants(&rows)?,
+            None => Vec::new(),
         };
+        let change_points = rows.change_points.map(|rows| Labelled { instants, rows });
         let labels = match &windows {
             Some(windows) => Some(rows_within(windows, rows.times.len())),
             None => rows.labels,

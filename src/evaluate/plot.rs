@@ -9,6 +9,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::EvaluateError;
+use super::measures::ranges;
 use crate::decode::{FIRST_CHANNEL_COLUMN, OFFSET_COLUMN};
 
 /// The values that a series' rows hold, as they were decoded.
@@ -74,19 +75,6 @@ impl Traces {
             }
         }
     }
-}
-
-/// The runs of `true`.
-pub fn ranges(rows: &[bool]) -> Vec<Range<usize>> {
-    let mut start = 0;
-    let mut ranges = Vec::new();
-    for run in rows.chunk_by(|left, right| left == right) {
-        if run[0] {
-            ranges.push(start..start + run.len());
-        }
-        start += run.len();
-    }
-    ranges
 }
 
 impl Picture<'_> {
@@ -184,9 +172,7 @@ fn envelope(values: impl ExactSizeIterator<Item = f64>) -> Vec<Vec<(usize, f64)>
     let mut pieces = vec![Vec::new()];
     while let Some((start, _)) = rows.peek().copied() {
         let mut extremes: Option<[(usize, f64); 2]> = None;
-        let mut stretch_rows = 0;
         while let Some((row, value)) = rows.next_if(|(row, _)| *row < start + stretch.max(1)) {
-            stretch_rows += 1;
             if !value.is_finite() {
                 continue;
             }
@@ -198,7 +184,6 @@ fn envelope(values: impl ExactSizeIterator<Item = f64>) -> Vec<Vec<(usize, f64)>
                 *largest = (row, value);
             }
         }
-        debug_assert!(stretch_rows > 0);
         match (extremes, pieces.last_mut()) {
             (Some([one, other]), Some(piece)) => {
                 piece.push(if one.0 <= other.0 { one } else { other });
@@ -231,12 +216,6 @@ fn bounds_of(pieces: &[Vec<(usize, f64)>]) -> Range<f64> {
 #[expect(clippy::single_range_in_vec_init, reason = "lists of one range are meant")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn runs_of_true_are_ranges() {
-        assert_eq!(ranges(&[true, true, false, true]), [0..2, 3..4]);
-        assert!(ranges(&[false; 3]).is_empty());
-    }
 
     #[test]
     fn short_lines_are_whole_and_break_where_there_is_no_value() {

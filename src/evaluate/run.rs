@@ -14,7 +14,8 @@ use rand_pcg::Pcg64Mcg;
 use rustc_hash::FxHashMap;
 
 use super::layout::{Recording, Series, write_scores};
-use super::plot::{Picture, Traces, ranges};
+use super::measures::ranges;
+use super::plot::{Picture, Traces};
 use super::{EvaluateError, Judged, Layout, Report};
 use crate::checkpoint::CheckpointError;
 use crate::config::{self, Mark, Pipeline};

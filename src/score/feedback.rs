@@ -92,16 +92,18 @@ impl Feedback {
 
     /// Makes examples of the segments whose last sample `label` means; returns how many there are.
     pub fn take(&mut self, label: &Label) -> usize {
-        let meant =
-            |seen: &&Seen| seen.key == label.key && (label.from..=label.to).contains(&seen.end);
-        let meant: Vec<Seen> = self.recent.iter().filter(meant).cloned().collect();
-        for seen in &meant {
+        let (dimension, size) = (self.dimension, self.size);
+        let mut examples = 0;
+        for seen in &self.recent {
+            if seen.key != label.key || !(label.from..=label.to).contains(&seen.end) {
+                continue;
+            }
+            examples += 1;
             if self.anomalies.len() < EXAMPLES {
                 self.embeddings.extend_from_slice(&seen.embedding);
                 self.values.extend_from_slice(&seen.values);
                 self.anomalies.push(label.anomaly);
             } else {
-                let (dimension, size) = (self.dimension, self.size);
                 self.embeddings[self.next * dimension..][..dimension]
                     .copy_from_slice(&seen.embedding);
                 self.values[self.next * size..][..size].copy_from_slice(&seen.values);
@@ -109,7 +111,7 @@ impl Feedback {
                 self.next = (self.next + 1) % EXAMPLES;
             }
         }
-        meant.len()
+        examples
     }
 
     /// Embeds some examples again with a changed model, in turn.

@@ -92,12 +92,7 @@ impl KafkaSource {
     pub fn connect(config: &config::KafkaSource, group: &str) -> Result<Self, SourceError> {
         let consumer = Arc::new(consumer(config, group)?);
         let brokers = config.brokers.clone();
-        let silence = |silence| match silence {
-            Silence::Unreachable(reason) => {
-                SourceError::Unreachable { brokers: brokers.clone(), reason }
-            }
-            Silence::Refused(reason) => SourceError::Refused { brokers: brokers.clone(), reason },
-        };
+        let silence = |silence| unanswered(&brokers, silence);
 
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let reports = &consumer.context().reports;
@@ -604,7 +599,16 @@ fn lanes(partitions: &TopicPartitionList) -> Vec<Lane> {
         .collect()
 }
 
-fn lasting(error: &KafkaError) -> SourceError {
+/// What it means for a source that the brokers did not answer when connecting.
+pub(super) fn unanswered(brokers: &str, silence: Silence) -> SourceError {
+    let brokers = brokers.to_owned();
+    match silence {
+        Silence::Unreachable(reason) => SourceError::Unreachable { brokers, reason },
+        Silence::Refused(reason) => SourceError::Refused { brokers, reason },
+    }
+}
+
+pub(super) fn lasting(error: &KafkaError) -> SourceError {
     SourceError::Kafka { reason: error.to_string(), retryable: false }
 }
 

@@ -17,10 +17,11 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
+use super::kafka::{lasting, unanswered};
 use super::{Lane, SourceError};
 use crate::config;
 use crate::decode::DeadLetter;
-use crate::kafka::{self, CONNECT_TIMEOUT, Reports, Silence, Trouble, error_code, trouble};
+use crate::kafka::{self, CONNECT_TIMEOUT, Reports, Trouble, error_code, trouble};
 use crate::score::Label;
 
 /// Reads labels.
@@ -74,14 +75,7 @@ impl LabelReader {
             kafka::insist(reports, deadline, serve, format_args!("topic {topic}"), |wait| {
                 kafka::partitions(consumer.client(), topic, wait)
             })
-            .map_err(|silence| match silence {
-                Silence::Unreachable(reason) => {
-                    SourceError::Unreachable { brokers: brokers.clone(), reason }
-                }
-                Silence::Refused(reason) => {
-                    SourceError::Refused { brokers: brokers.clone(), reason }
-                }
-            })?;
+            .map_err(|silence| unanswered(&config.brokers, silence))?;
         let (topic, missing) = (topic.to_owned(), brokers.clone());
         let partitions = partitions
             .ok_or_else(|| SourceError::MissingTopic { topic: topic.clone(), brokers: missing })?;
@@ -166,10 +160,6 @@ impl ClientContext for Reader {
 }
 
 impl ConsumerContext for Reader {}
-
-fn lasting(error: &KafkaError) -> SourceError {
-    SourceError::Kafka { reason: error.to_string(), retryable: false }
-}
 
 /// A message as it is written.
 #[derive(Deserialize)]

@@ -5,6 +5,8 @@ pub mod nab;
 pub mod point;
 pub mod vus;
 
+use std::ops::Range;
+
 /// Why a measure has no value.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MeasureError {
@@ -55,9 +57,34 @@ fn check_finite(scores: &[f64]) -> Result<(), MeasureError> {
     }
 }
 
+/// The runs of `true`, in order.
+pub fn ranges(rows: &[bool]) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let mut ranges = Vec::new();
+    for run in rows.chunk_by(|left, right| left == right) {
+        let end = start + run.len();
+        if run[0] {
+            ranges.push(start..end);
+        }
+        start = end;
+    }
+    ranges
+}
+
 /// Row numbers by falling score; equal scores keep their order.
 fn by_falling_score(scores: &[f64]) -> Vec<usize> {
     let mut rows: Vec<usize> = (0..scores.len()).collect();
     rows.sort_by(|&left, &right| scores[right].total_cmp(&scores[left]));
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_true_are_ranges() {
+        assert_eq!(ranges(&[true, true, false, true]), [0..2, 3..4]);
+        assert!(ranges(&[false; 3]).is_empty());
+    }
 }

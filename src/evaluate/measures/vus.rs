@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::{MeasureError, check_scores};
+use super::{MeasureError, check_scores, ranges};
 
 /// A largest window for series whose period is not known, in rows.
 pub const WINDOW: usize = 100;
@@ -39,27 +39,13 @@ const THRESHOLDS: usize = 250;
 /// If a score is not finite, there are not as many labels as scores, or no row is anomalous.
 pub fn vus_pr(labels: &[bool], scores: &[f64], window: usize) -> Result<f64, MeasureError> {
     check_scores(labels, scores)?;
-    let anomalies = anomalies(labels);
+    let anomalies = ranges(labels);
     if anomalies.is_empty() {
         return Err(MeasureError::NoAnomaly);
     }
     let mut curve = Curve::new(labels, scores, &anomalies);
     let areas: f64 = (0..=window).map(|window| curve.area(window)).sum();
     Ok(areas / (window + 1) as f64)
-}
-
-/// Ranges of successive anomalous rows.
-fn anomalies(labels: &[bool]) -> Vec<Range<usize>> {
-    let mut start = 0;
-    let mut ranges = Vec::new();
-    for run in labels.chunk_by(|left, right| left == right) {
-        let end = start + run.len();
-        if run[0] {
-            ranges.push(start..end);
-        }
-        start = end;
-    }
-    ranges
 }
 
 /// What the curves of all windows have in common. Thresholds fall; a row's level is the first
