@@ -1,7 +1,8 @@
 //! The encoder: standardised segments become features.
 //!
 //! A missing value enters as 0 together with a second input per channel that says whether the
-//! value was observed, so that "missing" and "average" are different things to the model.
+//! value was observed (to convolutions) or missing (to dense layers), so that "missing" and
+//! "average" are different things to the model.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -147,13 +148,19 @@ impl Mlp {
 
     fn forward(&self, graph: &mut Graph, views: Views<'_>) -> Node {
         let size = views.channels * views.time;
-        let mut input = Vec::with_capacity(2 * views.values.len());
-        for segment in views.values.chunks_exact(size) {
-            input.extend(segment.iter().map(|value| if value.is_nan() { 0.0 } else { *value }));
-            input.extend(segment.iter().map(|value| if value.is_nan() { 0.0 } else { 1.0 }));
-        }
-        let mut hidden = graph.constant(input, views.len(), 2 * size);
-        for layer in &self.layers {
+        let [first, rest @ ..] = &self.layers;
+        let filled = |value: &f32| if value.is_nan() { 0.0 } else { *value };
+        let values = views.values.iter().map(filled).collect();
+        let values = graph.constant(values, views.len(), size);
+        // Mostly nothing is missing, and half of the first layer has nothing to do.
+        let mut hidden = if views.values.iter().any(|value| value.is_nan()) {
+            let missing = views.values.iter().map(|value| f32::from(value.is_nan())).collect();
+            let missing = graph.constant(missing, views.len(), size);
+            first.forward_parts(graph, &[&values, &missing])
+        } else {
+            first.forward(graph, &values)
+        };
+        for layer in rest {
             hidden = layer.forward(graph, &hidden);
         }
         hidden

@@ -1,22 +1,19 @@
 //! Values on dfdx's tape.
 //!
 //! dfdx 0.13 builds layers for shapes known at compile time; channels and lengths of a pipeline
-//! are known at run time. So a [`Node`] keeps its values in a slice of our own beside a dfdx
-//! tensor of the same shape that stands for it on the tape, and each fused operation of
-//! [`super::layers`] records its backward pass with `Tape::add_backward_op`. Order and
-//! accumulation of gradients stay dfdx's; no value is copied on the way.
+//! are known at run time. So a [`Node`] keeps its values, and a [`Graph`] the gradients, in slices of
+//! our own, and each fused operation of [`super::layers`] records its backward pass with
+//! `Tape::add_backward_op`. The order of the backward passes stays dfdx's; no value is copied on the
+//! way.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use dfdx::prelude::{
-    Backward, Cpu, Gradients, OwnedTape, PutTape, Tape, Tensor, TensorFrom, ZerosTensor,
-};
+use dfdx::prelude::{Backward, Cpu, OwnedTape, PutTape, Tape, TensorFrom};
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
-
-/// A dfdx tensor that stands for values on the tape.
-type Slot = Tensor<(usize, usize), f32, Cpu>;
 
 /// A matrix of weights `[rows, columns]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +76,8 @@ pub struct Node {
     /// Number of columns: features.
     pub columns: usize,
     values: Arc<Vec<f32>>,
-    slot: Option<Slot>,
+    /// Where its gradient is; `None` for what nothing is learned of.
+    place: Option<usize>,
 }
 
 impl Node {
@@ -88,49 +86,70 @@ impl Node {
         &self.values
     }
 
+    /// The rows of all nodes, one after the other, as a constant.
+    pub fn join<'a>(nodes: impl Iterator<Item = &'a Self>) -> Self {
+        let (mut rows, mut columns, mut values) = (0, 0, Vec::new());
+        for node in nodes {
+            rows += node.rows;
+            columns = node.columns;
+            values.extend_from_slice(node.values());
+        }
+        Self { rows, columns, values: Arc::new(values), place: None }
+    }
+
     /// The values, without a copy where nothing else holds them.
     pub fn into_values(self) -> Vec<f32> {
-        drop(self.slot);
         Arc::unwrap_or_clone(self.values)
     }
 }
 
 /// One forward pass, recorded where it is to be learned from.
 pub struct Graph {
-    device: Cpu,
     tape: Option<OwnedTape<f32, Cpu>>,
-    parameters: Vec<Slot>,
+    backwards: Rc<RefCell<Backwards>>,
+    parameters: Vec<Node>,
 }
 
 /// Gradients while they flow backwards; see [`Backwards::of`].
-pub struct Backwards<'a>(&'a mut Gradients<f32, Cpu>);
+#[derive(Default)]
+pub struct Backwards {
+    /// By a node's place; empty until something is added.
+    gradients: Vec<Vec<f32>>,
+}
 
-impl Backwards<'_> {
+impl Backwards {
     /// The gradient with respect to `node`, to be added to; `None` for a constant.
     pub fn of(&mut self, node: &Node) -> Option<&mut [f32]> {
-        let slot = node.slot.as_ref()?;
-        match self.0.get_or_alloc_mut(slot) {
-            Ok(gradient) => Some(gradient.as_mut_slice()),
-            // A host that cannot give this much memory aborts before dfdx could report it.
-            Err(error) => panic!("gradient of {} x {}: {error:?}", node.rows, node.columns),
+        let gradient = &mut self.gradients[node.place?];
+        gradient.resize(node.values.len(), 0.0);
+        Some(gradient)
+    }
+
+    /// Gives `gradient` to `node` where it has none yet, else adds it.
+    pub fn give(&mut self, node: &Node, gradient: Vec<f32>) {
+        let Some(place) = node.place else { return };
+        assert_eq!(gradient.len(), node.values.len(), "a gradient of another shape");
+        let known = &mut self.gradients[place];
+        if known.is_empty() {
+            *known = gradient;
+        } else {
+            super::kernels::add(&gradient, known);
         }
     }
 
-    /// Takes the gradient with respect to an operation's output, complete once its own backward
-    /// pass runs.
-    pub fn take(&mut self, output: &Node) -> Vec<f32> {
-        let Some(slot) = &output.slot else { return vec![0.0; output.rows * output.columns] };
-        match self.0.get_or_alloc_mut(slot) {
-            Ok(gradient) => std::mem::take(&mut **gradient),
-            Err(error) => panic!("gradient of {} x {}: {error:?}", output.rows, output.columns),
-        }
+    /// Takes the gradient with respect to a node, complete once its own backward pass runs.
+    fn take(&mut self, node: &Node) -> Vec<f32> {
+        let mut gradient =
+            node.place.map(|place| std::mem::take(&mut self.gradients[place])).unwrap_or_default();
+        gradient.resize(node.values.len(), 0.0);
+        gradient
     }
 }
 
 impl Graph {
     /// A pass whose values are all that is wanted.
     pub fn inference() -> Self {
-        Self { device: Cpu::default(), tape: None, parameters: Vec::new() }
+        Self { tape: None, backwards: Rc::default(), parameters: Vec::new() }
     }
 
     /// A pass that [`Graph::backward`] ends.
@@ -144,15 +163,21 @@ impl Graph {
     /// If the number of values is not `rows * columns`.
     pub fn constant(&self, values: Vec<f32>, rows: usize, columns: usize) -> Node {
         assert_eq!(values.len(), rows * columns, "not a {rows} x {columns} matrix");
-        Node { rows, columns, values: Arc::new(values), slot: None }
+        Node { rows, columns, values: Arc::new(values), place: None }
     }
 
     /// A parameter, whose gradient [`Graph::backward`] returns in the order of these calls.
     pub fn parameter(&mut self, parameter: &Parameter) -> Node {
-        let (rows, columns) = (parameter.rows, parameter.columns);
-        let slot = self.slot(rows, columns);
-        self.parameters.extend(slot.clone());
-        Node { rows, columns, values: Arc::clone(&parameter.values), slot }
+        let node = Node {
+            rows: parameter.rows,
+            columns: parameter.columns,
+            values: Arc::clone(&parameter.values),
+            place: self.place(),
+        };
+        if node.place.is_some() {
+            self.parameters.push(node.clone());
+        }
+        node
     }
 
     /// The result of an operation. `backward` gets it, with the gradient with respect to it, and
@@ -162,16 +187,16 @@ impl Graph {
         values: Vec<f32>,
         rows: usize,
         columns: usize,
-        backward: impl FnOnce(&Node, &[f32], &mut Backwards<'_>) + 'static,
+        backward: impl FnOnce(&Node, Vec<f32>, &mut Backwards) + 'static,
     ) -> Node {
         let mut output = self.constant(values, rows, columns);
-        output.slot = self.slot(rows, columns);
+        output.place = self.place();
         if let Some(tape) = &mut self.tape {
-            let output = output.clone();
-            tape.add_backward_op(move |gradients| {
-                let mut gradients = Backwards(gradients);
-                let gradient = gradients.take(&output);
-                backward(&output, &gradient, &mut gradients);
+            let (output, backwards) = (output.clone(), Rc::clone(&self.backwards));
+            tape.add_backward_op(move |_| {
+                let backwards = &mut backwards.borrow_mut();
+                let gradient = backwards.take(&output);
+                backward(&output, gradient, backwards);
                 Ok(())
             });
         }
@@ -184,24 +209,23 @@ impl Graph {
     pub fn backward(
         self,
         loss: f32,
-        seed: impl FnOnce(&mut Backwards<'_>) + 'static,
+        seed: impl FnOnce(&mut Backwards) + 'static,
     ) -> Vec<Vec<f32>> {
         let Some(mut tape) = self.tape else { return Vec::new() };
-        tape.add_backward_op(move |gradients| {
-            seed(&mut Backwards(gradients));
+        let backwards = Rc::clone(&self.backwards);
+        tape.add_backward_op(move |_| {
+            seed(&mut backwards.borrow_mut());
             Ok(())
         });
-        let mut gradients = self.device.tensor(loss).put_tape(tape).backward();
-        self.parameters
-            .iter()
-            .map(|slot| match gradients.get_or_alloc_mut(slot) {
-                Ok(gradient) => std::mem::take(&mut **gradient),
-                Err(error) => panic!("gradient of a parameter: {error:?}"),
-            })
-            .collect()
+        Cpu::default().tensor(loss).put_tape(tape).backward();
+        let mut backwards = self.backwards.borrow_mut();
+        self.parameters.iter().map(|parameter| backwards.take(parameter)).collect()
     }
 
-    fn slot(&self, rows: usize, columns: usize) -> Option<Slot> {
-        self.tape.as_ref().map(|_| self.device.zeros_like(&(rows, columns)))
+    fn place(&self) -> Option<usize> {
+        self.tape.as_ref()?;
+        let gradients = &mut self.backwards.borrow_mut().gradients;
+        gradients.push(Vec::new());
+        Some(gradients.len() - 1)
     }
 }

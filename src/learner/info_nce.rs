@@ -10,22 +10,26 @@
 
 use super::kernels::{Matrix, dot, exp, multiply, sum, vectorised};
 
-/// The mean loss of a batch, and where it points.
+/// What a part of a batch adds to the batch's mean loss, and where that points.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InfoNce {
-    /// Mean over the batch, nats.
+    /// Nats.
     pub loss: f32,
-    /// Gradient with respect to the queries `[batch, dimension]`.
+    /// Gradient with respect to the queries `[queries, dimension]`.
     pub queries: Vec<f32>,
     /// Gradient with respect to the logarithm of the inverse temperature.
     pub log_scale: f32,
-    /// Share of queries whose positive is more likely than every negative.
+    /// Share of the batch's queries whose positive is more likely than every negative.
     pub accuracy: f32,
 }
 
-/// Loss and gradients of queries `[batch, dimension]` with one positive each `[batch, dimension]`
-/// against `negatives` `[negatives, dimension]`. `masked(query, negative)` leaves a negative out
-/// for one query. A batch without negatives has a loss of 0.
+/// Queries taken at once: their logits against a queue of thousands stay in the second cache.
+const BLOCK: usize = 32;
+
+/// Loss and gradients of queries `[queries, dimension]` with one positive each
+/// `[queries, dimension]` against `negatives` `[negatives, dimension]`, as part of a mean over `batch`
+/// queries. `hide(query, cosines)` sets the inner products with those negatives that are left out
+/// for a query to negative infinity. Without negatives the loss is 0.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -35,39 +39,41 @@ pub fn info_nce(
     negatives: &[f32],
     dimension: usize,
     scale: f32,
-    masked: impl Fn(usize, usize) -> bool,
+    batch: usize,
+    hide: impl Fn(usize, &mut [f32]),
 ) -> InfoNce {
     assert_eq!(queries.len(), positives.len(), "one positive per query");
-    let (batch, count) = (queries.len() / dimension, negatives.len() / dimension);
+    let count = negatives.len() / dimension;
     let negatives = Matrix::new(negatives, count, dimension);
-    // Logits without the scale, then in place the weights of the gradient.
-    let mut weights = vec![0.0; batch * count];
-    multiply(&mut weights, false, Matrix::new(queries, batch, dimension), negatives.transposed());
-
+    let share = 1.0 / batch.max(1) as f32;
     let mut result =
         InfoNce { loss: 0.0, queries: vec![0.0; queries.len()], log_scale: 0.0, accuracy: 0.0 };
-    let share = 1.0 / batch.max(1) as f32;
-    for query in 0..batch {
-        let row = &mut weights[query * count..(query + 1) * count];
-        for (negative, cosine) in row.iter_mut().enumerate() {
-            if masked(query, negative) {
-                *cosine = f32::NEG_INFINITY;
-            }
+    // Logits without the scale, then in place the weights of the gradient.
+    let mut weights = vec![0.0; BLOCK.min(queries.len() / dimension) * count];
+    let blocks = queries.chunks(BLOCK * dimension).zip(positives.chunks(BLOCK * dimension));
+    let out = result.queries.chunks_mut(BLOCK * dimension);
+    for (block, ((queries, positives), out)) in blocks.zip(out).enumerate() {
+        let rows = queries.len() / dimension;
+        let weights = &mut weights[..rows * count];
+        multiply(weights, false, Matrix::new(queries, rows, dimension), negatives.transposed());
+        let pairs = queries.chunks_exact(dimension).zip(positives.chunks_exact(dimension));
+        for (row, ((query, key), out)) in pairs.zip(out.chunks_exact_mut(dimension)).enumerate() {
+            let cosines = &mut weights[row * count..(row + 1) * count];
+            hide(block * BLOCK + row, cosines);
+            let positive = vectorised(|| dot(query, key));
+            let Softmax { likelihood, hardest, mean_cosine, total } =
+                softmax(cosines, positive, scale);
+            result.loss -= share * likelihood.ln();
+            result.log_scale += share * scale * (mean_cosine - positive);
+            result.accuracy += if positive > hardest { share } else { 0.0 };
+            // d loss / d q = s (sum_n p_n n - (1 - p_k) k)
+            let pull = share * scale / total;
+            vectorised(|| cosines.iter_mut().for_each(|weight| *weight *= pull));
+            let push = share * scale * (1.0 - likelihood);
+            out.iter_mut().zip(key).for_each(|(out, key)| *out = -push * key);
         }
-        let at = query * dimension..(query + 1) * dimension;
-        let positive = dot(&queries[at.clone()], &positives[at.clone()]);
-        let Softmax { likelihood, hardest, mean_cosine } = softmax(row, positive, scale);
-        result.loss -= share * likelihood.ln();
-        result.log_scale += share * scale * (mean_cosine - positive);
-        result.accuracy += if positive > hardest { share } else { 0.0 };
-        // d loss / d q = s (sum_n p_n n - (1 - p_k) k)
-        vectorised(|| row.iter_mut().for_each(|weight| *weight *= share * scale));
-        let pull = share * scale * (1.0 - likelihood);
-        for (out, positive) in result.queries[at.clone()].iter_mut().zip(&positives[at]) {
-            *out = -pull * positive;
-        }
+        multiply(out, true, Matrix::new(weights, rows, count), negatives);
     }
-    multiply(&mut result.queries, true, Matrix::new(&weights, batch, count), negatives);
     result
 }
 
@@ -85,9 +91,11 @@ struct Softmax {
     hardest: f32,
     /// Expected inner product under the softmax.
     mean_cosine: f32,
+    /// What the weights and the positive's own add up to.
+    total: f32,
 }
 
-/// Replaces the inner products with the negatives by their probabilities.
+/// Replaces the inner products with the negatives by weights in proportion to their probabilities.
 fn softmax(row: &mut [f32], positive: f32, scale: f32) -> Softmax {
     vectorised(|| {
         let mut lanes = [f32::NEG_INFINITY; 16];
@@ -119,11 +127,11 @@ fn softmax(row: &mut [f32], positive: f32, scale: f32) -> Softmax {
         let own = exp(scale * (positive - largest));
         total += own;
         along += own * positive;
-        row.iter_mut().for_each(|value| *value /= total);
         Softmax {
             likelihood: (own / total).max(f32::MIN_POSITIVE),
             hardest,
             mean_cosine: along / total,
+            total,
         }
     })
 }
@@ -149,9 +157,17 @@ mod tests {
         (query + negative).is_multiple_of(5)
     }
 
+    fn hide(query: usize, cosines: &mut [f32]) {
+        for (negative, cosine) in cosines.iter_mut().enumerate() {
+            if masked(query, negative) {
+                *cosine = f32::NEG_INFINITY;
+            }
+        }
+    }
+
     #[test]
     fn the_example_worked_by_hand_holds() {
-        let found = info_nce(&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0], 2, 1.0, |_, _| false);
+        let found = info_nce(&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0], 2, 1.0, 1, |_, _| ());
         assert!((found.loss - 0.313_26).abs() < 1e-5);
         assert_eq!(found.accuracy, 1.0);
     }
@@ -162,7 +178,7 @@ mod tests {
         let (batch, count, scale) = (4, 1100, 10.0);
         let (queries, positives) = (units(&mut rng, batch), units(&mut rng, batch));
         let negatives = units(&mut rng, count);
-        let ours = info_nce(&queries, &positives, &negatives, DIMENSION, scale, masked);
+        let ours = info_nce(&queries, &positives, &negatives, DIMENSION, scale, batch, hide);
 
         let device = Cpu::default();
         let q = device.tensor_from_vec(queries, (batch, DIMENSION));
@@ -190,7 +206,7 @@ mod tests {
         let (queries, positives) = (units(&mut rng, 3), units(&mut rng, 3));
         let negatives = units(&mut rng, 40);
         let at = |queries: &[f32], log_scale: f32| {
-            info_nce(queries, &positives, &negatives, DIMENSION, log_scale.exp(), masked)
+            info_nce(queries, &positives, &negatives, DIMENSION, log_scale.exp(), 3, hide)
         };
         let found = at(&queries, 1.5);
         for index in 0..queries.len() {
@@ -208,9 +224,11 @@ mod tests {
 
     #[test]
     fn without_negatives_nothing_is_to_be_learned() {
-        let found = info_nce(&[1.0, 0.0], &[0.0, 1.0], &[], 2, 10.0, |_, _| false);
+        let found = info_nce(&[1.0, 0.0], &[0.0, 1.0], &[], 2, 10.0, 1, |_, _| ());
         assert_eq!((found.loss, found.queries), (0.0, vec![0.0; 2]));
-        let hidden = info_nce(&[1.0, 0.0], &[0.0, 1.0], &[1.0, 0.0], 2, 10.0, |_, _| true);
+        let hidden = info_nce(&[1.0, 0.0], &[0.0, 1.0], &[1.0, 0.0], 2, 10.0, 1, |_, cosines| {
+            cosines.fill(f32::NEG_INFINITY);
+        });
         assert_eq!((hidden.loss, hidden.queries), (0.0, vec![0.0; 2]));
     }
 

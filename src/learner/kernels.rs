@@ -160,6 +160,29 @@ pub fn exp(x: f32) -> f32 {
     polynomial * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
+/// Adds `values` to `out`.
+pub fn add(values: &[f32], out: &mut [f32]) {
+    vectorised(|| out.iter_mut().zip(values).for_each(|(out, value)| *out += value));
+}
+
+/// Adds the column sums of `values` to `out`, one per column.
+pub fn add_columns(values: &[f32], out: &mut [f32]) {
+    vectorised(|| {
+        for row in values.chunks_exact(out.len()) {
+            out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
+        }
+    });
+}
+
+/// Leaves of `gradient` what a ReLU that gave `output` let through.
+pub fn gate(output: &[f32], gradient: &mut [f32]) {
+    vectorised(|| {
+        for (gradient, output) in gradient.iter_mut().zip(output) {
+            *gradient = if *output > 0.0 { *gradient } else { 0.0 };
+        }
+    });
+}
+
 /// Scales each row of `[rows, columns]` to unit length; returns the lengths. A row of zeros stays.
 pub fn normalise_rows(values: &mut [f32], columns: usize) -> Vec<f32> {
     vectorised(|| {

@@ -4,7 +4,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::graph::{Graph, NamedTensor, Node, Parameter};
-use super::kernels::{Matrix, dot, multiply, normalise_rows, vectorised};
+use super::kernels::{Matrix, add_columns, dot, gate, multiply, normalise_rows, vectorised};
+use super::taps::{self, Convolve, Start, TAPS};
 
 /// What follows a layer's sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,28 +36,48 @@ impl Dense {
 
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub fn forward(&self, graph: &mut Graph, input: &Node) -> Node {
+        self.forward_parts(graph, &[input])
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`, the inputs as several matrices side by side. Those
+    /// that are left out at the end are zero; a row's bits do not depend on whether they are.
+    pub fn forward_parts(&self, graph: &mut Graph, inputs: &[&Node]) -> Node {
         let weights = graph.parameter(&self.weights);
         let bias = graph.parameter(&self.bias);
-        let (rows, columns) = (input.rows, weights.columns);
+        let (rows, columns) = (inputs[0].rows, weights.columns);
         let mut out = repeat(bias.values(), rows);
-        multiply(&mut out, true, matrix(input), matrix(&weights));
+        let mut first = 0;
+        for input in inputs {
+            let of_input = first * columns..(first + input.columns) * columns;
+            let weights = Matrix::new(&weights.values()[of_input], input.columns, columns);
+            multiply(&mut out, true, matrix(input), weights);
+            first += input.columns;
+        }
         let relu = self.activation == Activation::Relu;
         if relu {
             vectorised(|| out.iter_mut().for_each(|value| *value = value.max(0.0)));
         }
-        let input = input.clone();
-        graph.operation(out, rows, columns, move |output, gradient, gradients| {
-            let gradient = Matrix::new(gradient, rows, columns);
-            let gated = relu.then(|| gate(output.values(), gradient.values()));
-            let gradient = gated.as_deref().map_or(gradient, |g| Matrix::new(g, rows, columns));
-            if let Some(out) = gradients.of(&weights) {
-                multiply(out, true, matrix(&input).transposed(), gradient);
+        let inputs: Vec<Node> = inputs.iter().map(|input| (*input).clone()).collect();
+        graph.operation(out, rows, columns, move |output, mut gradient, gradients| {
+            if relu {
+                gate(output.values(), &mut gradient);
             }
+            let gradient = Matrix::new(&gradient, rows, columns);
             if let Some(out) = gradients.of(&bias) {
                 add_columns(gradient.values(), out);
             }
-            if let Some(out) = gradients.of(&input) {
-                multiply(out, true, gradient, matrix(&weights).transposed());
+            let mut first = 0;
+            for input in &inputs {
+                let of_input = first * columns..(first + input.columns) * columns;
+                first += input.columns;
+                if let Some(out) = gradients.of(&weights) {
+                    let out = &mut out[of_input.clone()];
+                    multiply(out, true, matrix(input).transposed(), gradient);
+                }
+                if let Some(out) = gradients.of(input) {
+                    let weights = Matrix::new(&weights.values()[of_input], input.columns, columns);
+                    multiply(out, true, gradient, weights.transposed());
+                }
             }
         })
     }
@@ -77,7 +98,7 @@ impl Dense {
 
 /// How segments of one length lie in a matrix of moments: `pad` rows of zeros, then per segment
 /// its `time` rows and `pad` rows of zeros. A shift by up to `pad` rows then stays within a
-/// segment or reads zeros, so a convolution is one matrix product per tap, without copies.
+/// segment or reads zeros, so a convolution reads where values lie, without copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moments {
     /// Number of segments.
@@ -98,15 +119,6 @@ impl Moments {
     pub fn row(self, segment: usize) -> usize {
         self.pad + segment * (self.time + self.pad)
     }
-
-    /// Sets the rows between segments to zero.
-    fn clear_pads(self, values: &mut [f32], columns: usize) {
-        values[..self.pad * columns].fill(0.0);
-        for segment in 0..self.segments {
-            let end = (self.row(segment) + self.time) * columns;
-            values[end..end + self.pad * columns].fill(0.0);
-        }
-    }
 }
 
 /// A dilated convolution over time with three taps, centred: `relu(b + x[t-d] W0 + x[t] W1 +
@@ -114,7 +126,7 @@ impl Moments {
 /// Bai et al. (2018), not causal, since a segment is complete when it is embedded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Convolution {
-    taps: [Parameter; 3],
+    taps: [Parameter; TAPS],
     bias: Parameter,
     dilation: usize,
     residual: bool,
@@ -150,59 +162,53 @@ impl Convolution {
     /// # Panics
     /// If the pad is narrower than the dilation.
     pub fn forward(&self, graph: &mut Graph, input: &Node, moments: Moments) -> Node {
-        assert!(moments.pad >= self.dilation, "the pad is narrower than the dilation");
         let taps = self.taps.each_ref().map(|tap| graph.parameter(tap));
         let bias = graph.parameter(&self.bias);
-        let (pad, dilation, residual) = (moments.pad, self.dilation, self.residual);
-        let (rows, inner) = (input.rows, input.rows - 2 * pad);
         let (inputs, columns) = (input.columns, bias.columns);
-        // Values of the inner rows, shifted by a tap.
-        let shifted = move |tap: usize| {
-            let first = (pad + tap * dilation - dilation) * inputs;
-            first..first + inner * inputs
+        let (dilation, residual) = (self.dilation, self.residual);
+        let mut out = vec![0.0; input.rows * columns];
+        let convolve = Convolve {
+            input: input.values(),
+            weights: taps.each_ref().map(Node::values),
+            start: Start::Bias(bias.values()),
+            inputs,
+            columns,
+            dilation,
+            residual,
+            relu: true,
+            moments,
         };
-
-        let mut out = vec![0.0; rows * columns];
-        let middle = pad * columns..(rows - pad) * columns;
-        let inside = &mut out[middle.clone()];
-        for row in inside.chunks_exact_mut(columns) {
-            row.copy_from_slice(bias.values());
-        }
-        for (tap, weights) in taps.iter().enumerate() {
-            let input = Matrix::new(&input.values()[shifted(tap)], inner, inputs);
-            multiply(inside, true, input, matrix(weights));
-        }
-        vectorised(|| {
-            if residual {
-                let skipped = &input.values()[middle.clone()];
-                inside.iter_mut().zip(skipped).for_each(|(value, skip)| *value += skip);
-            }
-            inside.iter_mut().for_each(|value| *value = value.max(0.0));
-        });
-        moments.clear_pads(&mut out, columns);
+        convolve.run(&mut out);
 
         let input = input.clone();
-        graph.operation(out, rows, columns, move |output, gradient, gradients| {
+        graph.operation(out, input.rows, columns, move |output, mut gradient, gradients| {
             // The rows between segments are zero whatever comes in: the gate shuts them too.
-            let gradient = gate(&output.values()[middle.clone()], &gradient[middle.clone()]);
-            let gradient = Matrix::new(&gradient, inner, columns);
-            for (tap, weights) in taps.iter().enumerate() {
-                if let Some(out) = gradients.of(weights) {
-                    let input = Matrix::new(&input.values()[shifted(tap)], inner, inputs);
-                    multiply(out, true, input.transposed(), gradient);
-                }
-            }
+            gate(output.values(), &mut gradient);
             if let Some(out) = gradients.of(&bias) {
-                add_columns(gradient.values(), out);
+                add_columns(&gradient, out);
+            }
+            let mut of_taps = taps.each_ref().map(|tap| vec![0.0; tap.values().len()]);
+            let each = of_taps.each_mut().map(Vec::as_mut_slice);
+            taps::weight_gradients(each, input.values(), &gradient, dilation, moments);
+            for (tap, gradient) in taps.iter().zip(of_taps) {
+                gradients.give(tap, gradient);
             }
             if let Some(out) = gradients.of(&input) {
-                for (tap, weights) in taps.iter().enumerate() {
-                    let out = &mut out[shifted(tap)];
-                    multiply(out, true, gradient, matrix(weights).transposed());
-                }
-                if residual {
-                    add(gradient.values(), &mut out[middle]);
-                }
+                // The other way round in time, by the transposed weights.
+                let mut turned = taps.each_ref().map(|tap| transposed(tap.values(), columns));
+                turned.reverse();
+                let convolve = Convolve {
+                    input: &gradient,
+                    weights: turned.each_ref().map(Vec::as_slice),
+                    start: Start::Output,
+                    inputs: columns,
+                    columns: inputs,
+                    dilation,
+                    residual,
+                    relu: false,
+                    moments,
+                };
+                convolve.run(out);
             }
         })
     }
@@ -225,50 +231,57 @@ impl Convolution {
 /// `[segments, 2 * features]`. `observed` is `[segments, time]`; a segment without an observed
 /// moment gives zeros.
 pub fn pool(graph: &mut Graph, input: &Node, moments: Moments, observed: &[bool]) -> Node {
+    /// No row: nothing was observed.
+    const NOWHERE: u32 = u32::MAX;
     let features = input.columns;
     let mut out = vec![0.0; moments.segments * 2 * features];
-    // Row of `input` that holds each maximum; no row where nothing was observed.
-    let mut argmax = vec![None; moments.segments * features];
+    // Row of `input` that holds each maximum.
+    let mut rows_of_max = vec![NOWHERE; moments.segments * features];
     let mut shares = vec![0.0; moments.segments];
     for segment in 0..moments.segments {
-        let observed = &observed[segment * moments.time..(segment + 1) * moments.time];
+        let observed = &observed[segment * moments.time..][..moments.time];
         let count = observed.iter().filter(|observed| **observed).count();
         if count == 0 {
             continue;
         }
         shares[segment] = 1.0 / count as f32;
-        let (mean, max) =
-            out[segment * 2 * features..(segment + 1) * 2 * features].split_at_mut(features);
-        let argmax = &mut argmax[segment * features..(segment + 1) * features];
-        max.fill(f32::NEG_INFINITY);
-        for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
-            let row = moments.row(segment) + time;
-            let values = &input.values()[row * features..(row + 1) * features];
-            for feature in 0..features {
-                mean[feature] += values[feature] * shares[segment];
-                if values[feature] > max[feature] {
-                    max[feature] = values[feature];
-                    argmax[feature] = Some(row);
+        let (mean, max) = out[segment * 2 * features..][..2 * features].split_at_mut(features);
+        let row_of_max = &mut rows_of_max[segment * features..][..features];
+        let share = shares[segment];
+        vectorised(|| {
+            max.fill(f32::NEG_INFINITY);
+            for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
+                let row = moments.row(segment) + time;
+                let values = &input.values()[row * features..][..features];
+                let best = max.iter_mut().zip(row_of_max.iter_mut());
+                for ((value, mean), (max, row_of_max)) in values.iter().zip(&mut *mean).zip(best) {
+                    *mean += value * share;
+                    let larger = *value > *max;
+                    *max = if larger { *value } else { *max };
+                    *row_of_max = if larger { row as u32 } else { *row_of_max };
                 }
             }
-        }
+        });
     }
     let input = input.clone();
     let observed = observed.to_vec();
     graph.operation(out, moments.segments, 2 * features, move |_, gradient, gradients| {
         let Some(out) = gradients.of(&input) else { return };
         for segment in 0..moments.segments {
-            let (mean, max) =
-                gradient[segment * 2 * features..(segment + 1) * 2 * features].split_at(features);
-            let observed = &observed[segment * moments.time..(segment + 1) * moments.time];
-            for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
-                let row = moments.row(segment) + time;
-                let out = &mut out[row * features..(row + 1) * features];
-                out.iter_mut().zip(mean).for_each(|(out, mean)| *out += mean * shares[segment]);
-            }
-            for (feature, gradient) in max.iter().enumerate() {
-                if let Some(row) = argmax[segment * features + feature] {
-                    out[row * features + feature] += gradient;
+            let (mean, max) = gradient[segment * 2 * features..][..2 * features].split_at(features);
+            let observed = &observed[segment * moments.time..][..moments.time];
+            let share = shares[segment];
+            vectorised(|| {
+                for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
+                    let row = moments.row(segment) + time;
+                    let out = &mut out[row * features..][..features];
+                    out.iter_mut().zip(mean).for_each(|(out, mean)| *out += mean * share);
+                }
+            });
+            let row_of_max = &rows_of_max[segment * features..][..features];
+            for (feature, (row, gradient)) in row_of_max.iter().zip(max).enumerate() {
+                if *row != NOWHERE {
+                    out[*row as usize * features + feature] += gradient;
                 }
             }
         }
@@ -393,25 +406,10 @@ fn repeat(row: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-/// The gradient where a ReLU let the value through, else 0.
-fn gate(output: &[f32], gradient: &[f32]) -> Vec<f32> {
-    vectorised(|| {
-        output.iter().zip(gradient).map(|(y, dy)| if *y > 0.0 { *dy } else { 0.0 }).collect()
-    })
-}
-
-/// Adds `values` to `out`.
-fn add(values: &[f32], out: &mut [f32]) {
-    vectorised(|| out.iter_mut().zip(values).for_each(|(out, value)| *out += value));
-}
-
-/// Adds the column sums of `values` to `out`, one per column.
-fn add_columns(values: &[f32], out: &mut [f32]) {
-    vectorised(|| {
-        for row in values.chunks_exact(out.len()) {
-            out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
-        }
-    });
+/// `values` `[rows, columns]` as `[columns, rows]`.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let column = |column: usize| values.iter().skip(column).step_by(columns).copied();
+    (0..columns).flat_map(column).collect()
 }
 
 #[cfg(test)]
@@ -444,9 +442,7 @@ mod tests {
         };
         let seed = weights.clone();
         let gradients = graph.backward(0.0, move |gradients| {
-            if let Some(out) = gradients.of(&output) {
-                add(&seed, out);
-            }
+            gradients.give(&output, seed);
         });
         assert_eq!(gradients.len(), parameters(model).len());
         const STEP: f32 = 1e-3;
@@ -492,8 +488,11 @@ mod tests {
     const MOMENTS: Moments = Moments { segments: 2, time: 6, pad: 2 };
 
     fn padded(rng: &mut Pcg64Mcg) -> Vec<f32> {
-        let mut values = random(rng, MOMENTS.rows() * 2);
-        MOMENTS.clear_pads(&mut values, 2);
+        let mut values = vec![0.0; MOMENTS.rows() * 2];
+        for segment in 0..MOMENTS.segments {
+            let first = MOMENTS.row(segment) * 2;
+            values[first..first + MOMENTS.time * 2].copy_from_slice(&random(rng, MOMENTS.time * 2));
+        }
         values
     }
 

@@ -18,6 +18,7 @@ mod optimizer;
 mod queue;
 mod standardise;
 mod step;
+mod taps;
 
 use std::ops::Range;
 

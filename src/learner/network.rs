@@ -1,11 +1,14 @@
 //! Encoder and projection head: what is trained, and what follows it as the momentum encoder.
 
 use rand::Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::encoder::{Encoder, Views};
 use super::graph::{Graph, NamedTensor, Node, Parameter};
+use super::kernels::vectorised;
 use super::layers::{Activation, Dense, RunningNorm, normalise};
+use super::optimizer::CHUNK;
 use crate::config;
 
 /// An encoder with the head that the loss looks through. The head is for training alone: what it
@@ -25,6 +28,19 @@ pub struct Encoded {
     pub embeddings: Node,
     /// `[segments, projection]`, rows of unit length.
     pub projections: Node,
+}
+
+impl Encoded {
+    /// The rows of all parts, one part after the other: values alone, to be looked at.
+    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let parts: Vec<&Self> = parts.into_iter().collect();
+        let join = |of: fn(&Self) -> &Node| Node::join(parts.iter().map(|part| of(part)));
+        Self {
+            features: join(|part| &part.features),
+            embeddings: join(|part| &part.embeddings),
+            projections: join(|part| &part.projections),
+        }
+    }
 }
 
 impl Network {
@@ -85,9 +101,15 @@ impl Network {
     /// (He et al. 2020, equation 2).
     pub fn follow(&mut self, leader: &mut Self, momentum: f32) {
         for (mine, theirs) in self.parameters().into_iter().zip(leader.parameters()) {
-            for (mine, theirs) in mine.values_mut().iter_mut().zip(theirs.values()) {
-                *mine = momentum * *mine + (1.0 - momentum) * theirs;
-            }
+            let (mine, theirs) = (mine.values_mut(), theirs.values());
+            let chunks = mine.par_chunks_mut(CHUNK).zip(theirs.par_chunks(CHUNK));
+            chunks.for_each(|(mine, theirs)| {
+                vectorised(|| {
+                    for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                        *mine = momentum * *mine + (1.0 - momentum) * theirs;
+                    }
+                });
+            });
         }
     }
 }

@@ -1,15 +1,21 @@
 //! Adam (Kingma & Ba 2015) with clipping of the gradient's norm.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::graph::Parameter;
-use super::kernels::{dot, vectorised};
+use super::kernels::{add, dot, vectorised};
+
+/// Weights that one core changes at a time: each by itself, so that the cores do not show in the
+/// result.
+pub const CHUNK: usize = 16_384;
 
 /// First and second moments of every weight's gradient.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Adam {
     steps: i32,
-    moments: Vec<Vec<(f32, f32)>>,
+    first: Vec<Vec<f32>>,
+    second: Vec<Vec<f32>>,
 }
 
 /// Decay of the first moment.
@@ -32,26 +38,50 @@ impl Adam {
         learning_rate: f32,
     ) {
         assert_eq!(parameters.len(), gradients.len(), "one gradient per parameter");
-        self.moments.resize(gradients.len(), Vec::new());
+        self.first.resize(gradients.len(), Vec::new());
+        self.second.resize(gradients.len(), Vec::new());
         self.steps += 1;
         // The corrections of both moments' bias towards 0, folded into the rate.
         let rate = learning_rate * (1.0 - BETA_2.powi(self.steps)).sqrt()
             / (1.0 - BETA_1.powi(self.steps));
-        for ((parameter, gradient), moments) in
-            parameters.iter_mut().zip(gradients).zip(&mut self.moments)
+        let moments = self.first.iter_mut().zip(&mut self.second);
+        for ((parameter, gradient), (first, second)) in
+            parameters.iter_mut().zip(gradients).zip(moments)
         {
-            moments.resize(gradient.len(), (0.0, 0.0));
+            first.resize(gradient.len(), 0.0);
+            second.resize(gradient.len(), 0.0);
             let weights = parameter.values_mut();
             assert_eq!(weights.len(), gradient.len(), "a gradient of another size");
-            for ((weight, gradient), (first, second)) in
-                weights.iter_mut().zip(gradient).zip(moments)
-            {
-                *first += (1.0 - BETA_1) * (gradient - *first);
-                *second += (1.0 - BETA_2) * (gradient * gradient - *second);
-                *weight -= rate * *first / (second.sqrt() + EPSILON);
-            }
+            let weights = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+            let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+            weights.zip(moments).for_each(|((weights, gradient), (first, second))| {
+                vectorised(|| {
+                    let moments = first.iter_mut().zip(second);
+                    for ((weight, gradient), (first, second)) in
+                        weights.iter_mut().zip(gradient).zip(moments)
+                    {
+                        *first += (1.0 - BETA_1) * (gradient - *first);
+                        *second += (1.0 - BETA_2) * (gradient * gradient - *second);
+                        *weight -= rate * *first / (second.sqrt() + EPSILON);
+                    }
+                });
+            });
         }
     }
+}
+
+/// Adds up the gradients that shards of a batch gave, in the order of the shards.
+pub fn sum(mut shards: Vec<Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
+    let rest = shards.split_off(1.min(shards.len()));
+    let mut total = shards.pop().unwrap_or_default();
+    for (at, total) in total.iter_mut().enumerate() {
+        total.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, total)| {
+            for shard in &rest {
+                add(&shard[at][chunk * CHUNK..][..total.len()], total);
+            }
+        });
+    }
+    total
 }
 
 /// Scales all gradients down together where their norm exceeds `most`; returns the norm before.
@@ -59,7 +89,9 @@ pub fn clip(gradients: &mut [Vec<f32>], most: f32) -> f32 {
     let norm = vectorised(|| gradients.iter().map(|g| dot(g, g)).sum::<f32>()).sqrt();
     if norm > most {
         let share = most / norm;
-        gradients.iter_mut().flatten().for_each(|value| *value *= share);
+        for gradient in gradients.iter_mut() {
+            vectorised(|| gradient.iter_mut().for_each(|value| *value *= share));
+        }
     }
     norm
 }

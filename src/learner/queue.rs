@@ -1,5 +1,6 @@
 //! MoCo's queue of negatives.
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::pairs::Origin;
@@ -16,6 +17,9 @@ pub struct Queue {
     capacity: usize,
     next: usize,
 }
+
+/// Places of entries by the number of their key.
+pub type ByKey = FxHashMap<u64, Vec<usize>>;
 
 impl Queue {
     /// An empty queue for `capacity` projections of `dimension` values.
@@ -43,6 +47,27 @@ impl Queue {
     /// Where each entry's segment stands in its stream.
     pub fn origins(&self) -> &[Origin] {
         &self.origins
+    }
+
+    /// Entries by the number of their key.
+    pub fn by_key(&self) -> ByKey {
+        let mut by_key = ByKey::default();
+        for (at, origin) in self.origins.iter().enumerate() {
+            by_key.entry(origin.key).or_default().push(at);
+        }
+        by_key
+    }
+
+    /// The entries of the same run as `origin` that are fewer than `reach` strides away, given
+    /// [`Queue::by_key`].
+    pub fn near(
+        &self,
+        by_key: &ByKey,
+        origin: &Origin,
+        reach: u64,
+    ) -> impl Iterator<Item = usize> {
+        let same_key = by_key.get(&origin.key).map_or(&[][..], Vec::as_slice);
+        same_key.iter().copied().filter(move |at| self.origins[*at].is_near(origin, reach))
     }
 
     /// Mean age of the entries at `step`, in training steps.

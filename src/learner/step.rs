@@ -1,13 +1,23 @@
 //! One training step, in the order of MoCo's algorithm 1.
+//!
+//! A batch is cut into a fixed number of shards that the cores share; what they find is added up in
+//! the shards' order. So the cores there are decide how fast a step is, and never what it gives.
 
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::graph::Graph;
 use super::health::{Health, Snapshot};
-use super::info_nce::info_nce;
+use super::info_nce::{InfoNce, info_nce};
+use super::network::Encoded;
 use super::{Learner, SCALE_BOUNDS, optimizer, reach};
 use crate::config::Temperature;
 use crate::pairs::{Origin, augment};
+
+/// Parts of a batch, each with its own pass.
+const SHARDS: usize = 4;
 
 /// How a training step went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,81 +35,127 @@ pub struct Step {
     pub health: Health,
 }
 
-/// Augmented views of a batch of pairs.
-struct Pairs {
+/// A part of a batch of pairs, `[pairs, channels, time]` each: not yet augmented.
+struct Shard {
     anchors: Vec<f32>,
     positives: Vec<f32>,
+    /// Of the positives.
     origins: Vec<Origin>,
+    /// For its augmentations.
+    rng: Pcg64Mcg,
+}
+
+/// What a shard of anchors says.
+struct Lesson {
+    encoded: Encoded,
+    found: InfoNce,
+    gradients: Vec<Vec<f32>>,
 }
 
 impl Learner {
     /// Trains on one batch; does nothing while the pool has next to no neighbours.
     pub fn step(&mut self) {
-        let Some(pairs) = self.draw() else { return };
+        let Some(mut shards) = self.draw() else { return };
+        let batch = shards.iter().map(|shard| shard.origins.len()).sum();
+        shards.par_iter_mut().for_each(|shard| self.augment(shard));
         if self.steps == 0 {
-            let first = self.network.forward(&mut Graph::inference(), self.views(&pairs.anchors));
+            let first = self.encode_all(&shards, |shard| &shard.anchors);
             self.network.learn_features(&first.features);
             self.momentum = self.network.clone();
         }
-        let mut graph = Graph::training();
-        let anchors = self.network.forward(&mut graph, self.views(&pairs.anchors));
-        let positives =
-            self.momentum.forward(&mut Graph::inference(), self.views(&pairs.positives));
+        let encode = |shard: &Shard| {
+            self.momentum.forward(&mut Graph::inference(), self.views(&shard.positives))
+        };
+        let positives: Vec<Encoded> = shards.par_iter().map(encode).collect();
+        // The batch's own keys join the queue before the loss. Were all negatives from the past,
+        // the model could lower the loss by moving as a whole, away from where they were made.
+        for (shard, positives) in shards.iter().zip(&positives) {
+            let keys = positives.projections.values();
+            self.queue.push(keys, &shard.origins, self.steps + 1);
+        }
+        let near = self.pairs.exclude_same_key.then(|| self.queue.by_key());
+        let learn = |(shard, positives): (&Shard, &Encoded)| {
+            let mut graph = Graph::training();
+            let encoded = self.network.forward(&mut graph, self.views(&shard.anchors));
+            let mut found = info_nce(
+                encoded.projections.values(),
+                positives.projections.values(),
+                self.queue.projections(),
+                self.dimension(),
+                self.scale(),
+                batch,
+                |query, cosines| {
+                    if let Some(by_key) = &near {
+                        let reach = reach(&self.shape, &self.pairs);
+                        let origin = &shard.origins[query];
+                        for at in self.queue.near(by_key, origin, reach) {
+                            cosines[at] = f32::NEG_INFINITY;
+                        }
+                    }
+                },
+            );
+            let (queries, gradient) = (encoded.projections.clone(), std::mem::take(&mut found.queries));
+            let gradients =
+                graph.backward(found.loss, move |gradients| gradients.give(&queries, gradient));
+            Lesson { encoded, found, gradients }
+        };
+        let pairs = shards.par_iter().zip(&positives);
+        let lessons: Vec<Lesson> = pairs.map(learn).collect();
+        let anchors = Encoded::join(lessons.iter().map(|lesson| &lesson.encoded));
+        let positives = Encoded::join(&positives);
         self.network.learn_features(&anchors.features);
         self.momentum.learn_features(&positives.features);
         let health = Health::of(&anchors);
-        let queries = anchors.projections;
-        let keys = positives.projections.into_values();
 
-        // The batch's own keys join the queue before the loss. Were all negatives from the past,
-        // the model could lower the loss by moving as a whole, away from where they were made.
-        self.queue.push(&keys, &pairs.origins, self.steps + 1);
-        let (reach, exclude) = (reach(&self.shape, &self.pairs), self.pairs.exclude_same_key);
-        let negatives = self.queue.origins();
-        let found = info_nce(
-            queries.values(),
-            &keys,
-            self.queue.projections(),
-            self.dimension(),
-            self.scale(),
-            |query, negative| exclude && pairs.origins[query].is_near(&negatives[negative], reach),
-        );
+        let sum = |part: fn(&InfoNce) -> f32| lessons.iter().map(|lesson| part(&lesson.found)).sum();
+        let log_scale: f32 = sum(|found| found.log_scale);
         self.last_step = Some(Step {
-            loss: found.loss,
-            accuracy: found.accuracy,
+            loss: sum(|found| found.loss),
+            accuracy: sum(|found| found.accuracy),
             gradient_norm: 0.0,
-            alignment: alignment(queries.values(), &keys, pairs.origins.len()),
+            alignment: alignment(
+                anchors.projections.values(),
+                positives.projections.values(),
+                batch,
+            ),
             health,
         });
-
-        let mut gradients = graph.backward(found.loss, move |gradients| {
-            if let Some(out) = gradients.of(&queries) {
-                out.iter_mut().zip(&found.queries).for_each(|(out, value)| *out += value);
-            }
-        });
+        let gradients = lessons.into_iter().map(|lesson| lesson.gradients).collect();
+        let mut gradients = optimizer::sum(gradients);
         let norm = optimizer::clip(&mut gradients, self.training.clip_norm);
         if let Some(step) = &mut self.last_step {
             step.gradient_norm = norm;
         }
-        gradients.push(vec![found.log_scale]);
+        gradients.push(vec![log_scale]);
         self.steps += 1;
-        if self.rolls_back(&health, &pairs.anchors) {
+        if self.rolls_back(&health, &shards) {
             return;
         }
         self.update(&gradients);
         self.momentum.follow(&mut self.network, self.model.momentum);
     }
 
+    /// What the model makes of a batch, shard by shard.
+    fn encode_all(&self, shards: &[Shard], views: fn(&Shard) -> &[f32]) -> Encoded {
+        let encode =
+            |shard| self.network.forward(&mut Graph::inference(), self.views(views(shard)));
+        let encoded: Vec<Encoded> = shards.par_iter().map(encode).collect();
+        Encoded::join(&encoded)
+    }
+
     /// Keeps the model while it is healthy; goes back to the one it last kept once it has
     /// collapsed, and returns whether it did.
     ///
-    /// `found` is of a batch of `anchors`. A batch may be poor itself, of a stream that stands
+    /// `found` is of the anchors of `batch`. A batch may be poor itself, of a stream that stands
     /// still: the model has collapsed if the one it was makes more of the same batch.
-    fn rolls_back(&mut self, found: &Health, anchors: &[f32]) -> bool {
+    fn rolls_back(&mut self, found: &Health, batch: &[Shard]) -> bool {
         let kept = self.watch.snapshot().filter(|_| self.watch.suspects(found));
         let collapsed = kept.is_some_and(|kept| {
-            let before = kept.network.forward(&mut Graph::inference(), self.views(anchors));
-            found.is_collapsed(&Health::of(&before))
+            let encode = |shard: &Shard| {
+                kept.network.forward(&mut Graph::inference(), self.views(&shard.anchors))
+            };
+            let before: Vec<Encoded> = batch.par_iter().map(encode).collect();
+            found.is_collapsed(&Health::of(&Encoded::join(&before)))
         });
         if !collapsed {
             if self.watch.note_healthy(found) {
@@ -129,24 +185,36 @@ impl Learner {
         true
     }
 
-    fn draw(&mut self) -> Option<Pairs> {
-        let mut drawn = Pairs { anchors: Vec::new(), positives: Vec::new(), origins: Vec::new() };
-        let (channels, size) = (self.shape.channels, self.shape.channels * self.shape.length);
+    fn draw(&mut self) -> Option<Vec<Shard>> {
         // A pool smaller than the batch would fill the queue with repetitions.
-        for _ in 0..self.training.batch.min(self.pool.len()) {
-            let (anchor, positive) = self.pool.sample(self.pairs.max_distance, &mut self.rng)?;
-            for (ticket, views) in [(anchor, &mut drawn.anchors), (positive, &mut drawn.positives)]
-            {
-                let (values, origin) = self.pool.get(ticket)?;
-                views.extend_from_slice(values);
-                let view = views.len() - size..;
-                augment::apply(&self.pairs.augment, &mut views[view], channels, &mut self.rng);
-                if ticket == positive {
-                    drawn.origins.push(origin);
-                }
+        let batch = self.training.batch.min(self.pool.len());
+        let mut shards = Vec::with_capacity(SHARDS);
+        for number in 0..SHARDS {
+            let mut shard = Shard {
+                anchors: Vec::new(),
+                positives: Vec::new(),
+                origins: Vec::new(),
+                rng: Pcg64Mcg::seed_from_u64(self.rng.random()),
+            };
+            for _ in number * batch / SHARDS..(number + 1) * batch / SHARDS {
+                let (anchor, positive) = self.pool.sample(self.pairs.max_distance, &mut self.rng)?;
+                shard.anchors.extend_from_slice(self.pool.get(anchor)?.0);
+                let (values, origin) = self.pool.get(positive)?;
+                shard.positives.extend_from_slice(values);
+                shard.origins.push(origin);
             }
+            shards.push(shard);
         }
-        (!drawn.origins.is_empty()).then_some(drawn)
+        shards.retain(|shard| !shard.origins.is_empty());
+        (!shards.is_empty()).then_some(shards)
+    }
+
+    fn augment(&self, shard: &mut Shard) {
+        let (channels, size) = (self.shape.channels, self.shape.channels * self.shape.length);
+        let views = [&mut shard.anchors, &mut shard.positives];
+        for view in views.into_iter().flat_map(|views| views.chunks_exact_mut(size)) {
+            augment::apply(&self.pairs.augment, view, channels, &mut shard.rng);
+        }
     }
 
     fn update(&mut self, gradients: &[Vec<f32>]) {

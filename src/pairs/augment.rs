@@ -4,8 +4,11 @@
 //! place. What is missing stays missing. The set follows TS2Vec (Yue et al. 2022: crop and mask)
 //! and TS-TCC (Eldele et al. 2021: jitter and scale).
 
-use rand::{Rng, RngExt};
+use std::sync::LazyLock;
+
+use rand::{Rng, RngExt, SeedableRng};
 use rand_distr::StandardNormal;
+use rand_pcg::Pcg64Mcg;
 
 use crate::config::Augmentation;
 
@@ -37,11 +40,26 @@ pub fn apply(
     }
 }
 
-/// Adds Gaussian noise to every value.
+/// Adds Gaussian noise to every value: a random stretch of noise that is drawn once.
 pub fn jitter(segment: &mut [f32], rng: &mut impl Rng) {
-    for value in segment {
-        *value += JITTER * rng.sample::<f32, _>(StandardNormal);
+    for values in segment.chunks_mut(NOISE / 4) {
+        let first = rng.random_range(0..NOISE - values.len());
+        let noise = &noise()[first..first + values.len()];
+        values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise);
     }
+}
+
+/// Length of [`noise`].
+const NOISE: usize = 1 << 16;
+
+/// Normal values of deviation [`JITTER`], always the same ones: drawing as many for each view takes
+/// longer than the network does.
+fn noise() -> &'static [f32] {
+    static NOISE_DRAWN: LazyLock<Vec<f32>> = LazyLock::new(|| {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        (0..NOISE).map(|_| JITTER * rng.sample::<f32, _>(StandardNormal)).collect()
+    });
+    &NOISE_DRAWN
 }
 
 /// Multiplies each channel by a random factor near 1.
