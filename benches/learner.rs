@@ -1,7 +1,7 @@
 //! The learner alone: training steps and embeddings of segments of 8 channels and 64 samples.
 //!
 //! `cargo bench --bench learner [-- FILTER]` prints one line a case, `name microseconds`: the median
-//! of 31 runs after 5. A step is 256 pairs against a queue of 4096 and everything that belongs to it:
+//! of 31 runs (`RUNS`) after 5. A step is 256 pairs against a queue of 4096 and everything that belongs to it:
 //! drawing and augmenting, both encoders, the loss, the gradient, Adam, the momentum update.
 //! `scripts/peers/learner.py` does the same with others.
 
@@ -57,12 +57,18 @@ fn segments(rounds: u64) -> Segments {
     segments
 }
 
-fn measure(name: &str, mut run: impl FnMut()) {
+/// Whether a case, or all cases whose names begin so, are wanted.
+fn is_wanted(name: &str) -> bool {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    if wanted.is_some_and(|wanted| !name.contains(&wanted)) {
+    wanted.is_none_or(|wanted| name.contains(&wanted) || wanted.starts_with(name))
+}
+
+fn measure(name: &str, mut run: impl FnMut()) {
+    if !is_wanted(name) {
         return;
     }
-    let mut times: Vec<f64> = (0..36)
+    let runs = std::env::var("RUNS").map_or(31, |runs| runs.parse().expect("a number"));
+    let mut times: Vec<f64> = (0..runs + 5)
         .map(|_| {
             let began = Instant::now();
             run();
@@ -76,7 +82,7 @@ fn measure(name: &str, mut run: impl FnMut()) {
 
 fn main() {
     let segments = segments(64);
-    for encoder in ["mlp", "tcn"] {
+    for encoder in ["mlp", "tcn"].into_iter().filter(|encoder| is_wanted(encoder)) {
         let mut learner = Learner::new(&pipeline(encoder));
         let mut keys: Keys<KeyState> = Keys::new(1000, None);
         let embedded = learner.embed(&mut keys, &segments, 0..segments.len());

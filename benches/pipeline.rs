@@ -15,7 +15,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 
 /// Records of an iteration, and of the stream that a model has seen before it is measured.
 const RECORDS: usize = 16_384;
-const SEEN: usize = 262_144;
+const SEEN: usize = 131_072;
 /// Records of a batch, as the Kafka source hands them out.
 const BATCH: usize = 4096;
 

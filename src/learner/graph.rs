@@ -206,11 +206,7 @@ impl Graph {
     /// Ends a training pass at a scalar loss, of which `seed` knows the gradients: it adds them
     /// where they belong. Returns the gradients of the parameters in the order in which they were
     /// read; none for an inference pass.
-    pub fn backward(
-        self,
-        loss: f32,
-        seed: impl FnOnce(&mut Backwards) + 'static,
-    ) -> Vec<Vec<f32>> {
+    pub fn backward(self, loss: f32, seed: impl FnOnce(&mut Backwards) + 'static) -> Vec<Vec<f32>> {
         let Some(mut tape) = self.tape else { return Vec::new() };
         let backwards = Rc::clone(&self.backwards);
         tape.add_backward_op(move |_| {

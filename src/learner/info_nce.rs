@@ -8,7 +8,7 @@
 //! By hand: `q = (1, 0)`, `k = (1, 0)`, one negative `(0, 1)`, `s = 1` gives
 //! `-ln(e / (e + 1)) = 0.3133`.
 
-use super::kernels::{Matrix, dot, exp, multiply, sum, vectorised};
+use super::kernels::{self, Matrix, dot, exp, multiply, sum, vectorised};
 
 /// What a part of a batch adds to the batch's mean loss, and where that points.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,7 @@ pub struct InfoNce {
 }
 
 /// Queries taken at once: their logits against a queue of thousands stay in the second cache.
-const BLOCK: usize = 32;
+const BLOCK: usize = 64;
 
 /// Loss and gradients of queries `[queries, dimension]` with one positive each
 /// `[queries, dimension]` against `negatives` `[negatives, dimension]`, as part of a mean over `batch`
@@ -60,15 +60,14 @@ pub fn info_nce(
         for (row, ((query, key), out)) in pairs.zip(out.chunks_exact_mut(dimension)).enumerate() {
             let cosines = &mut weights[row * count..(row + 1) * count];
             hide(block * BLOCK + row, cosines);
-            let positive = vectorised(|| dot(query, key));
+            let positive = dot(query, key);
             let Softmax { likelihood, hardest, mean_cosine, total } =
                 softmax(cosines, positive, scale);
             result.loss -= share * likelihood.ln();
             result.log_scale += share * scale * (mean_cosine - positive);
             result.accuracy += if positive > hardest { share } else { 0.0 };
             // d loss / d q = s (sum_n p_n n - (1 - p_k) k)
-            let pull = share * scale / total;
-            vectorised(|| cosines.iter_mut().for_each(|weight| *weight *= pull));
+            kernels::scale(cosines, share * scale / total);
             let push = share * scale * (1.0 - likelihood);
             out.iter_mut().zip(key).for_each(|(out, key)| *out = -push * key);
         }
@@ -95,9 +94,10 @@ struct Softmax {
     total: f32,
 }
 
-/// Replaces the inner products with the negatives by weights in proportion to their probabilities.
-fn softmax(row: &mut [f32], positive: f32, scale: f32) -> Softmax {
-    vectorised(|| {
+vectorised! {
+    /// Replaces the inner products with the negatives by weights in proportion to their
+    /// probabilities.
+    fn softmax<'a>(row: &'a mut [f32], positive: f32, scale: f32) -> Softmax {
         let mut lanes = [f32::NEG_INFINITY; 16];
         let (chunks, rest) = row.as_chunks::<16>();
         for chunk in chunks {
@@ -105,11 +105,14 @@ fn softmax(row: &mut [f32], positive: f32, scale: f32) -> Softmax {
                 *lane = lane.max(*value);
             }
         }
-        let hardest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, lane| max.max(*lane));
+        let mut hardest = f32::NEG_INFINITY;
+        for value in lanes.iter().chain(rest) {
+            hardest = hardest.max(*value);
+        }
         let largest = hardest.max(positive);
         let mut along = 0.0;
         let mut total = 0.0;
-        // In blocks that stay in the nearest cache: probabilities in the place of inner products.
+        // In blocks that stay in the nearest cache: weights in the place of inner products.
         for block in row.chunks_mut(1024) {
             let mut kept = [0.0; 1024];
             let kept = &mut kept[..block.len()];
@@ -133,7 +136,7 @@ fn softmax(row: &mut [f32], positive: f32, scale: f32) -> Softmax {
             mean_cosine: along / total,
             total,
         }
-    })
+    }
 }
 
 #[cfg(test)]

@@ -107,10 +107,36 @@ fn least_rows(b: Matrix<'_>) -> usize {
     if b.column_stride == 1 && b.columns > 1 { 2 } else { (SMALL / b.columns + 1).max(2) }
 }
 
-/// Runs a plain loop with the widest vector instructions of this processor.
-pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+/// Defines a function whose plain loops are compiled for the widest vector instructions there are,
+/// of which the processor's are chosen when it is called. A closure will not do: one that the
+/// compiler does not inline is compiled for the least of processors.
+macro_rules! vectorised {
+    (@output) => { () };
+    (@output $out:ty) => { $out };
+    (
+        $(#[$meta:meta])*
+        $visibility:vis fn $name:ident $(<$($life:lifetime),+>)?
+        ($($argument:ident: $kind:ty),* $(,)?) $(-> $out:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $visibility fn $name $(<$($life),+>)? ($($argument: $kind),*) $(-> $out)? {
+            struct Call $(<$($life),+>)? {
+                $($argument: $kind),*
+            }
+            impl $(<$($life),+>)? pulp::WithSimd for Call $(<$($life),+>)? {
+                type Output = vectorised!(@output $($out)?);
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+                    let Self { $($argument),* } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Call { $($argument),* })
+        }
+    };
 }
+
+pub(super) use vectorised;
 
 /// Sum of `values` in sixteen lanes: vectorisable, and the same on every run.
 #[inline(always)]
@@ -151,50 +177,103 @@ pub fn exp(x: f32) -> f32 {
     // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let mut polynomial = 1.0 / 720.0;
+    // Fused where processors have it, of which all are that have wide vectors.
+    let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let mut polynomial: f32 = 1.0 / 720.0;
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        polynomial = polynomial * r + coefficient;
+        polynomial = polynomial.mul_add(r, coefficient);
     }
     polynomial * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
-/// Adds `values` to `out`.
-pub fn add(values: &[f32], out: &mut [f32]) {
-    vectorised(|| out.iter_mut().zip(values).for_each(|(out, value)| *out += value));
-}
-
-/// Adds the column sums of `values` to `out`, one per column.
-pub fn add_columns(values: &[f32], out: &mut [f32]) {
-    vectorised(|| {
-        for row in values.chunks_exact(out.len()) {
-            out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
+vectorised! {
+    /// Adds `values` to `out`.
+    pub fn add<'a>(values: &'a [f32], out: &'a mut [f32]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out += value;
         }
-    });
+    }
 }
 
-/// Leaves of `gradient` what a ReLU that gave `output` let through.
-pub fn gate(output: &[f32], gradient: &mut [f32]) {
-    vectorised(|| {
+vectorised! {
+    /// Multiplies all of `values` by a number.
+    pub fn scale<'a>(values: &'a mut [f32], by: f32) {
+        for value in values {
+            *value *= by;
+        }
+    }
+}
+
+vectorised! {
+    /// What is below 0 becomes 0.
+    pub fn relu<'a>(values: &'a mut [f32]) {
+        for value in values {
+            *value = value.max(0.0);
+        }
+    }
+}
+
+vectorised! {
+    /// Leaves of `gradient` what a ReLU that gave `output` let through.
+    pub fn gate<'a>(output: &'a [f32], gradient: &'a mut [f32]) {
         for (gradient, output) in gradient.iter_mut().zip(output) {
             *gradient = if *output > 0.0 { *gradient } else { 0.0 };
         }
-    });
+    }
 }
 
-/// Scales each row of `[rows, columns]` to unit length; returns the lengths. A row of zeros stays.
-pub fn normalise_rows(values: &mut [f32], columns: usize) -> Vec<f32> {
-    vectorised(|| {
-        values
-            .chunks_exact_mut(columns)
-            .map(|row| {
-                let length = dot(row, row).sqrt().max(f32::MIN_POSITIVE);
-                row.iter_mut().for_each(|value| *value /= length);
-                length
-            })
-            .collect()
-    })
+vectorised! {
+    /// Adds the column sums of `values` to `out`, one per column.
+    pub fn add_columns<'a>(values: &'a [f32], out: &'a mut [f32]) {
+        for row in values.chunks_exact(out.len()) {
+            for (out, value) in out.iter_mut().zip(row) {
+                *out += value;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Sum of the squares of `values`.
+    pub fn squares<'a>(values: &'a [f32]) -> f32 {
+        dot(values, values)
+    }
+}
+
+vectorised! {
+    /// Scales each row of `[rows, columns]` to unit length; returns the lengths. A row of zeros
+    /// stays.
+    pub fn normalise_rows<'a>(values: &'a mut [f32], columns: usize) -> Vec<f32> {
+        let mut lengths = Vec::with_capacity(values.len() / columns);
+        for row in values.chunks_exact_mut(columns) {
+            let length = dot(row, row).sqrt().max(f32::MIN_POSITIVE);
+            for value in row {
+                *value /= length;
+            }
+            lengths.push(length);
+        }
+        lengths
+    }
+}
+
+vectorised! {
+    /// Turns the gradient with respect to `units`, rows of unit length, into that with respect to
+    /// rows of `lengths`: only the part across a row turns it.
+    pub fn normalise_gradient<'a>(
+        units: &'a [f32],
+        lengths: &'a [f32],
+        columns: usize,
+        gradient: &'a mut [f32],
+    ) {
+        let rows = units.chunks_exact(columns).zip(gradient.chunks_exact_mut(columns));
+        for ((unit, gradient), length) in rows.zip(lengths) {
+            let along = dot(unit, gradient);
+            for (gradient, unit) in gradient.iter_mut().zip(unit) {
+                *gradient = (*gradient - along * unit) / length;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

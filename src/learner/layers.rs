@@ -4,7 +4,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::graph::{Graph, NamedTensor, Node, Parameter};
-use super::kernels::{Matrix, add_columns, dot, gate, multiply, normalise_rows, vectorised};
+use super::kernels::{
+    Matrix, add_columns, gate, multiply, normalise_gradient, normalise_rows, relu, vectorised,
+};
 use super::taps::{self, Convolve, Start, TAPS};
 
 /// What follows a layer's sum.
@@ -53,13 +55,13 @@ impl Dense {
             multiply(&mut out, true, matrix(input), weights);
             first += input.columns;
         }
-        let relu = self.activation == Activation::Relu;
-        if relu {
-            vectorised(|| out.iter_mut().for_each(|value| *value = value.max(0.0)));
+        let has_relu = self.activation == Activation::Relu;
+        if has_relu {
+            relu(&mut out);
         }
         let inputs: Vec<Node> = inputs.iter().map(|input| (*input).clone()).collect();
         graph.operation(out, rows, columns, move |output, mut gradient, gradients| {
-            if relu {
+            if has_relu {
                 gate(output.values(), &mut gradient);
             }
             let gradient = Matrix::new(&gradient, rows, columns);
@@ -231,61 +233,89 @@ impl Convolution {
 /// `[segments, 2 * features]`. `observed` is `[segments, time]`; a segment without an observed
 /// moment gives zeros.
 pub fn pool(graph: &mut Graph, input: &Node, moments: Moments, observed: &[bool]) -> Node {
-    /// No row: nothing was observed.
-    const NOWHERE: u32 = u32::MAX;
-    let features = input.columns;
+    let (features, time) = (input.columns, moments.time);
     let mut out = vec![0.0; moments.segments * 2 * features];
-    // Row of `input` that holds each maximum.
-    let mut rows_of_max = vec![NOWHERE; moments.segments * features];
+    let mut times_of_max = vec![NEVER; moments.segments * features];
     let mut shares = vec![0.0; moments.segments];
-    for segment in 0..moments.segments {
-        let observed = &observed[segment * moments.time..][..moments.time];
+    let rows_of = move |segment: usize| {
+        moments.row(segment) * features..(moments.row(segment) + time) * features
+    };
+    let parts = out.chunks_exact_mut(2 * features).zip(times_of_max.chunks_exact_mut(features));
+    for (segment, (out, times_of_max)) in parts.enumerate() {
+        let observed = &observed[segment * time..(segment + 1) * time];
         let count = observed.iter().filter(|observed| **observed).count();
-        if count == 0 {
-            continue;
+        if count > 0 {
+            shares[segment] = 1.0 / count as f32;
+            let (mean, max) = out.split_at_mut(features);
+            let values = &input.values()[rows_of(segment)];
+            pool_segment(values, observed, shares[segment], mean, max, times_of_max);
         }
-        shares[segment] = 1.0 / count as f32;
-        let (mean, max) = out[segment * 2 * features..][..2 * features].split_at_mut(features);
-        let row_of_max = &mut rows_of_max[segment * features..][..features];
-        let share = shares[segment];
-        vectorised(|| {
-            max.fill(f32::NEG_INFINITY);
-            for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
-                let row = moments.row(segment) + time;
-                let values = &input.values()[row * features..][..features];
-                let best = max.iter_mut().zip(row_of_max.iter_mut());
-                for ((value, mean), (max, row_of_max)) in values.iter().zip(&mut *mean).zip(best) {
-                    *mean += value * share;
-                    let larger = *value > *max;
-                    *max = if larger { *value } else { *max };
-                    *row_of_max = if larger { row as u32 } else { *row_of_max };
-                }
-            }
-        });
     }
     let input = input.clone();
     let observed = observed.to_vec();
     graph.operation(out, moments.segments, 2 * features, move |_, gradient, gradients| {
         let Some(out) = gradients.of(&input) else { return };
-        for segment in 0..moments.segments {
-            let (mean, max) = gradient[segment * 2 * features..][..2 * features].split_at(features);
-            let observed = &observed[segment * moments.time..][..moments.time];
-            let share = shares[segment];
-            vectorised(|| {
-                for (time, _) in observed.iter().enumerate().filter(|(_, observed)| **observed) {
-                    let row = moments.row(segment) + time;
-                    let out = &mut out[row * features..][..features];
-                    out.iter_mut().zip(mean).for_each(|(out, mean)| *out += mean * share);
-                }
-            });
-            let row_of_max = &rows_of_max[segment * features..][..features];
-            for (feature, (row, gradient)) in row_of_max.iter().zip(max).enumerate() {
-                if *row != NOWHERE {
-                    out[*row as usize * features + feature] += gradient;
+        let parts = gradient.chunks_exact(2 * features).zip(times_of_max.chunks_exact(features));
+        for (segment, (gradient, times_of_max)) in parts.enumerate() {
+            let out = &mut out[rows_of(segment)];
+            let (mean, max) = gradient.split_at(features);
+            let observed = &observed[segment * time..(segment + 1) * time];
+            spread_mean(mean, observed, shares[segment], out);
+            for (feature, (time, gradient)) in times_of_max.iter().zip(max).enumerate() {
+                if *time != NEVER {
+                    out[*time as usize * features + feature] += gradient;
                 }
             }
         }
     })
+}
+
+/// No time: nothing was observed.
+const NEVER: u32 = u32::MAX;
+
+vectorised! {
+    /// Mean and maximum of the rows of `values` `[time, features]` that were observed, and at which
+    /// time each feature is largest.
+    fn pool_segment<'a>(
+        values: &'a [f32],
+        observed: &'a [bool],
+        share: f32,
+        mean: &'a mut [f32],
+        max: &'a mut [f32],
+        times_of_max: &'a mut [u32],
+    ) {
+        max.fill(f32::NEG_INFINITY);
+        for (time, (values, observed)) in values.chunks_exact(max.len()).zip(observed).enumerate() {
+            if !*observed {
+                continue;
+            }
+            let best = max.iter_mut().zip(times_of_max.iter_mut());
+            for ((value, mean), (max, time_of_max)) in values.iter().zip(&mut *mean).zip(best) {
+                *mean += value * share;
+                let larger = *value > *max;
+                *max = if larger { *value } else { *max };
+                *time_of_max = if larger { time as u32 } else { *time_of_max };
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds to each observed row of `out` `[time, features]` its share of the mean's gradient.
+    fn spread_mean<'a>(
+        gradient: &'a [f32],
+        observed: &'a [bool],
+        share: f32,
+        out: &'a mut [f32],
+    ) {
+        for (out, observed) in out.chunks_exact_mut(gradient.len()).zip(observed) {
+            if *observed {
+                for (out, gradient) in out.iter_mut().zip(gradient) {
+                    *out += gradient * share;
+                }
+            }
+        }
+    }
 }
 
 /// Standardises each feature by its running mean and deviation: batch normalisation (Ioffe &
@@ -321,28 +351,13 @@ impl RunningNorm {
 
     /// `[rows, features]`, standardised.
     pub fn forward(&self, graph: &mut Graph, input: &Node) -> Node {
-        let columns = input.columns;
         let scales: Vec<f32> = self.variance.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
         let mut out = input.values().to_vec();
-        vectorised(|| {
-            for row in out.chunks_exact_mut(columns) {
-                for ((value, mean), scale) in row.iter_mut().zip(&self.mean).zip(&scales) {
-                    *value = (*value - mean) * scale;
-                }
-            }
-        });
+        standardise(&self.mean, &scales, &mut out);
         let input = input.clone();
-        graph.operation(out, input.rows, columns, move |_, gradient, gradients| {
-            let Some(out) = gradients.of(&input) else { return };
-            vectorised(|| {
-                for (out, gradient) in
-                    out.chunks_exact_mut(columns).zip(gradient.chunks_exact(columns))
-                {
-                    for ((out, gradient), scale) in out.iter_mut().zip(gradient).zip(&scales) {
-                        *out += gradient * scale;
-                    }
-                }
-            });
+        graph.operation(out, input.rows, input.columns, move |_, mut gradient, gradients| {
+            standardise(&vec![0.0; input.columns], &scales, &mut gradient);
+            gradients.give(&input, gradient);
         })
     }
 
@@ -370,26 +385,26 @@ impl RunningNorm {
     }
 }
 
+vectorised! {
+    /// Moves and scales each feature of rows.
+    fn standardise<'a>(means: &'a [f32], scales: &'a [f32], rows: &'a mut [f32]) {
+        for row in rows.chunks_exact_mut(means.len()) {
+            for ((value, mean), scale) in row.iter_mut().zip(means).zip(scales) {
+                *value = (*value - mean) * scale;
+            }
+        }
+    }
+}
+
 /// Scales each row to unit length.
 pub fn normalise(graph: &mut Graph, input: &Node) -> Node {
     let columns = input.columns;
     let mut out = input.values().to_vec();
     let lengths = normalise_rows(&mut out, columns);
     let input = input.clone();
-    graph.operation(out, input.rows, columns, move |output, gradient, gradients| {
-        let Some(out) = gradients.of(&input) else { return };
-        let rows = output.values().chunks_exact(columns).zip(gradient.chunks_exact(columns));
-        vectorised(|| {
-            for ((out, (unit, gradient)), length) in
-                out.chunks_exact_mut(columns).zip(rows).zip(&lengths)
-            {
-                // Only the part across the row turns it.
-                let along = dot(unit, gradient);
-                for ((out, unit), gradient) in out.iter_mut().zip(unit).zip(gradient) {
-                    *out += (gradient - along * unit) / length;
-                }
-            }
-        });
+    graph.operation(out, input.rows, columns, move |output, mut gradient, gradients| {
+        normalise_gradient(output.values(), &lengths, columns, &mut gradient);
+        gradients.give(&input, gradient);
     })
 }
 

@@ -103,13 +103,15 @@ impl Network {
         for (mine, theirs) in self.parameters().into_iter().zip(leader.parameters()) {
             let (mine, theirs) = (mine.values_mut(), theirs.values());
             let chunks = mine.par_chunks_mut(CHUNK).zip(theirs.par_chunks(CHUNK));
-            chunks.for_each(|(mine, theirs)| {
-                vectorised(|| {
-                    for (mine, theirs) in mine.iter_mut().zip(theirs) {
-                        *mine = momentum * *mine + (1.0 - momentum) * theirs;
-                    }
-                });
-            });
+            chunks.for_each(|(mine, theirs)| follow(mine, theirs, momentum));
+        }
+    }
+}
+
+vectorised! {
+    fn follow<'a>(mine: &'a mut [f32], theirs: &'a [f32], momentum: f32) {
+        for (mine, theirs) in mine.iter_mut().zip(theirs) {
+            *mine = momentum * *mine + (1.0 - momentum) * theirs;
         }
     }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::graph::Parameter;
-use super::kernels::{add, dot, vectorised};
+use super::kernels::{add, scale, squares, vectorised};
 
 /// Weights that one core changes at a time: each by itself, so that the cores do not show in the
 /// result.
@@ -55,17 +55,26 @@ impl Adam {
             let weights = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
             let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
             weights.zip(moments).for_each(|((weights, gradient), (first, second))| {
-                vectorised(|| {
-                    let moments = first.iter_mut().zip(second);
-                    for ((weight, gradient), (first, second)) in
-                        weights.iter_mut().zip(gradient).zip(moments)
-                    {
-                        *first += (1.0 - BETA_1) * (gradient - *first);
-                        *second += (1.0 - BETA_2) * (gradient * gradient - *second);
-                        *weight -= rate * *first / (second.sqrt() + EPSILON);
-                    }
-                });
+                advance(weights, gradient, first, second, rate);
             });
+        }
+    }
+}
+
+vectorised! {
+    /// Moves weights by what their gradient and its moments say.
+    fn advance<'a>(
+        weights: &'a mut [f32],
+        gradient: &'a [f32],
+        first: &'a mut [f32],
+        second: &'a mut [f32],
+        rate: f32,
+    ) {
+        let moments = first.iter_mut().zip(second);
+        for ((weight, gradient), (first, second)) in weights.iter_mut().zip(gradient).zip(moments) {
+            *first += (1.0 - BETA_1) * (gradient - *first);
+            *second += (1.0 - BETA_2) * (gradient * gradient - *second);
+            *weight -= rate * *first / (second.sqrt() + EPSILON);
         }
     }
 }
@@ -86,11 +95,11 @@ pub fn sum(mut shards: Vec<Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
 
 /// Scales all gradients down together where their norm exceeds `most`; returns the norm before.
 pub fn clip(gradients: &mut [Vec<f32>], most: f32) -> f32 {
-    let norm = vectorised(|| gradients.iter().map(|g| dot(g, g)).sum::<f32>()).sqrt();
+    let norm = gradients.iter().map(|gradient| squares(gradient)).sum::<f32>().sqrt();
     if norm > most {
         let share = most / norm;
-        for gradient in gradients.iter_mut() {
-            vectorised(|| gradient.iter_mut().for_each(|value| *value *= share));
+        for gradient in gradients {
+            scale(gradient, share);
         }
     }
     norm

@@ -60,12 +60,7 @@ impl Queue {
 
     /// The entries of the same run as `origin` that are fewer than `reach` strides away, given
     /// [`Queue::by_key`].
-    pub fn near(
-        &self,
-        by_key: &ByKey,
-        origin: &Origin,
-        reach: u64,
-    ) -> impl Iterator<Item = usize> {
+    pub fn near(&self, by_key: &ByKey, origin: &Origin, reach: u64) -> impl Iterator<Item = usize> {
         let same_key = by_key.get(&origin.key).map_or(&[][..], Vec::as_slice);
         same_key.iter().copied().filter(move |at| self.origins[*at].is_near(origin, reach))
     }

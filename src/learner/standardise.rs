@@ -44,9 +44,14 @@ impl Standardiser {
 
     /// Appends the standardised segment `[channels, time]` to `out`; missing values stay NaN.
     pub fn apply(&self, segment: &[f32], time: usize, out: &mut Vec<f32>) {
+        let first = out.len();
         for (channel, samples) in self.channels.iter().zip(segment.chunks_exact(time)) {
             let (center, scale) = (channel.center, channel.scale);
-            out.extend(samples.iter().map(|value| compress((value - center) / scale)));
+            out.extend(samples.iter().map(|value| (value - center) / scale));
+        }
+        // A logarithm is a call, and hardly ever is one needed.
+        for value in out[first..].iter_mut().filter(|value| value.abs() > LINEAR) {
+            *value = compress(*value);
         }
     }
 

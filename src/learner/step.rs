@@ -94,7 +94,8 @@ impl Learner {
                     }
                 },
             );
-            let (queries, gradient) = (encoded.projections.clone(), std::mem::take(&mut found.queries));
+            let (queries, gradient) =
+                (encoded.projections.clone(), std::mem::take(&mut found.queries));
             let gradients =
                 graph.backward(found.loss, move |gradients| gradients.give(&queries, gradient));
             Lesson { encoded, found, gradients }
@@ -107,7 +108,8 @@ impl Learner {
         self.momentum.learn_features(&positives.features);
         let health = Health::of(&anchors);
 
-        let sum = |part: fn(&InfoNce) -> f32| lessons.iter().map(|lesson| part(&lesson.found)).sum();
+        let sum =
+            |part: fn(&InfoNce) -> f32| lessons.iter().map(|lesson| part(&lesson.found)).sum();
         let log_scale: f32 = sum(|found| found.log_scale);
         self.last_step = Some(Step {
             loss: sum(|found| found.loss),
@@ -197,7 +199,8 @@ impl Learner {
                 rng: Pcg64Mcg::seed_from_u64(self.rng.random()),
             };
             for _ in number * batch / SHARDS..(number + 1) * batch / SHARDS {
-                let (anchor, positive) = self.pool.sample(self.pairs.max_distance, &mut self.rng)?;
+                let (anchor, positive) =
+                    self.pool.sample(self.pairs.max_distance, &mut self.rng)?;
                 shard.anchors.extend_from_slice(self.pool.get(anchor)?.0);
                 let (values, origin) = self.pool.get(positive)?;
                 shard.positives.extend_from_slice(values);

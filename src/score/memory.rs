@@ -97,10 +97,10 @@ impl Memory {
         let mut same = Nearest::default();
         let mut all = Nearest::default();
         for (cosine, other) in cosines.iter().zip(&self.origins) {
-            if origin.is_near(other, reach) {
-                continue;
-            }
             if other.key == origin.key {
+                if origin.is_near(other, reach) {
+                    continue;
+                }
                 same.offer(*cosine);
             }
             all.offer(*cosine);
@@ -187,6 +187,10 @@ impl Default for Nearest {
 impl Nearest {
     fn offer(&mut self, cosine: f32) {
         self.offered += 1;
+        // Hardly ever is one of the few.
+        if cosine <= self.largest[NEIGHBOURS - 1] {
+            return;
+        }
         let mut cosine = cosine;
         for kept in &mut self.largest {
             if cosine > *kept {

@@ -143,31 +143,17 @@ impl Forecast {
 
     /// One step of recursive least squares.
     fn fit(&mut self, input: &[f32], error: f32) {
-        let inputs = input.len();
-        let forgetting = 1.0 - 1.0 / HORIZON;
-        let gain: Vec<f32> = self
-            .inverse
-            .chunks_exact(inputs)
-            .map(|row| row.iter().zip(input).map(|(p, x)| p * x).sum())
-            .collect();
-        let power: f32 = gain.iter().zip(input).map(|(gain, x)| gain * x).sum();
-        let share = 1.0 / (forgetting + power);
-        for (weight, gain) in self.weights.iter_mut().zip(&gain) {
-            *weight += share * gain * error;
-        }
-        // Symmetric by construction, and kept from growing where the inputs say nothing.
-        let largest =
-            self.inverse.iter().step_by(inputs + 1).fold(0.0_f32, |most, value| most.max(*value));
-        let growth = if largest < MOST_UNKNOWN { 1.0 / forgetting } else { 1.0 };
-        for (row, a) in self.inverse.chunks_exact_mut(inputs).zip(&gain) {
-            for (value, b) in row.iter_mut().zip(&gain) {
-                *value = growth * (*value - share * a * b);
-            }
-        }
-        let sound = self.inverse.iter().step_by(inputs + 1).all(|value| *value > 0.0);
-        if !sound || !self.weights.iter().all(|weight| weight.is_finite()) {
+        let sound = match input.len() {
+            4 => fit::<4>(&mut self.weights, &mut self.inverse, input, error),
+            6 => fit::<6>(&mut self.weights, &mut self.inverse, input, error),
+            8 => fit::<8>(&mut self.weights, &mut self.inverse, input, error),
+            10 => fit::<10>(&mut self.weights, &mut self.inverse, input, error),
+            12 => fit::<12>(&mut self.weights, &mut self.inverse, input, error),
+            inputs => unreachable!("{inputs} inputs, not {LAGS} and at most {OTHERS} times 2"),
+        };
+        if !sound {
             // Rounding has spoiled it: begin anew.
-            let fresh = Self::new(inputs);
+            let fresh = Self::new(input.len());
             (self.weights, self.inverse) = (fresh.weights, fresh.inverse);
         }
     }
@@ -186,6 +172,44 @@ impl Forecast {
         self.history[0] = sample;
         self.known = (self.known + 1).min(LAGS);
     }
+}
+
+/// One step of recursive least squares, for a number of inputs that the compiler can unroll.
+/// `inverse` is `[inputs, inputs]`. Returns whether all is still sound.
+fn fit<const INPUTS: usize>(
+    weights: &mut [f32],
+    inverse: &mut [f32],
+    input: &[f32],
+    error: f32,
+) -> bool {
+    let forgetting = 1.0 - 1.0 / HORIZON;
+    let (rows, _) = inverse.as_chunks_mut::<INPUTS>();
+    let mut gain = [0.0; INPUTS];
+    // It is symmetric: its rows are its columns.
+    for (row, x) in rows.iter().zip(input) {
+        for (gain, p) in gain.iter_mut().zip(row) {
+            *gain += p * x;
+        }
+    }
+    let power: f32 = gain.iter().zip(input).map(|(gain, x)| gain * x).sum();
+    let share = 1.0 / (forgetting + power);
+    for (weight, gain) in weights.iter_mut().zip(gain) {
+        *weight += share * gain * error;
+    }
+    // Kept from growing where the inputs say nothing.
+    let mut largest = 0.0_f32;
+    for (at, row) in rows.iter().enumerate() {
+        largest = largest.max(row[at]);
+    }
+    let growth = if largest < MOST_UNKNOWN { 1.0 / forgetting } else { 1.0 };
+    let shared = gain.map(|gain| share * gain);
+    for (row, a) in rows.iter_mut().zip(gain) {
+        for (value, b) in row.iter_mut().zip(shared) {
+            *value = growth * (*value - a * b);
+        }
+    }
+    let positive = rows.iter().enumerate().all(|(at, row)| row[at] > 0.0);
+    positive && weights.iter().all(|weight| weight.is_finite())
 }
 
 #[cfg(test)]

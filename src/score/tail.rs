@@ -14,6 +14,9 @@ pub struct Tail {
     next: usize,
     /// The same values as of the last fit, smallest first.
     sorted: Vec<f32>,
+    /// Since then: those that came, and those that had to go for them.
+    added: Vec<f32>,
+    removed: Vec<f32>,
     until_fit: usize,
     excess: Option<Excess>,
     /// Whether the excesses are exponential of scale 1 or more, instead of generalised Pareto.
@@ -46,6 +49,8 @@ impl Default for Tail {
             values: Vec::new(),
             next: 0,
             sorted: Vec::new(),
+            added: Vec::new(),
+            removed: Vec::new(),
             until_fit: 1,
             excess: None,
             exponential: false,
@@ -88,20 +93,24 @@ impl Tail {
         if self.values.len() < CAPACITY {
             self.values.push(value);
         } else {
-            self.values[self.next] = value;
+            self.removed.push(std::mem::replace(&mut self.values[self.next], value));
             self.next = (self.next + 1) % CAPACITY;
         }
+        self.added.push(value);
         self.until_fit -= 1;
         if self.until_fit == 0 {
             self.fit();
-            // Often at first, then once in a while: a fit sorts all values.
+            // Often at first, then once in a while: a fit looks at all values.
             self.until_fit = (self.values.len() / 32).max(1);
         }
     }
 
     fn fit(&mut self) {
-        self.sorted.clone_from(&self.values);
-        self.sorted.sort_unstable_by(f32::total_cmp);
+        self.added.sort_unstable_by(f32::total_cmp);
+        self.removed.sort_unstable_by(f32::total_cmp);
+        self.sorted = merge(&self.sorted, &self.removed, &self.added);
+        self.added.clear();
+        self.removed.clear();
         let above = ((self.sorted.len() as f64 * ABOVE) as usize).max(FEWEST);
         self.excess = (self.sorted.len() >= 2 * above).then(|| {
             let (body, tail) = self.sorted.split_at(self.sorted.len() - above);
@@ -113,6 +122,24 @@ impl Tail {
             }
         });
     }
+}
+
+/// `sorted` without those `removed`, which are among them, and with those `added`; all of them
+/// smallest first.
+fn merge(sorted: &[f32], removed: &[f32], added: &[f32]) -> Vec<f32> {
+    let mut merged = Vec::with_capacity(sorted.len() + added.len());
+    let (mut removed, mut added) = (removed.iter().peekable(), added.iter().peekable());
+    for value in sorted {
+        if removed.next_if(|gone| gone.total_cmp(value).is_eq()).is_some() {
+            continue;
+        }
+        while let Some(new) = added.next_if(|new| new.total_cmp(value).is_lt()) {
+            merged.push(*new);
+        }
+        merged.push(*value);
+    }
+    merged.extend(added);
+    merged
 }
 
 impl Excess {
@@ -203,6 +230,22 @@ mod tests {
             assert!((0.25..4.0).contains(&rate), "{rates:?}");
         }
         assert!((0.7..1.4).contains(&rates[0]), "{rates:?}");
+    }
+
+    #[test]
+    fn what_is_sorted_is_what_is_remembered() {
+        let mut rng = Pcg64Mcg::seed_from_u64(7);
+        let mut tail = Tail::default();
+        for at in 0..3 * CAPACITY {
+            // Many alike, and now and then an outlier.
+            let value: f32 = Exp1.sample(&mut rng);
+            tail.learn(if at % 3 == 0 { (4.0 * value).floor() } else { value });
+        }
+        tail.fit();
+        let mut expected = tail.values.clone();
+        expected.sort_unstable_by(f32::total_cmp);
+        assert_eq!(tail.sorted, expected);
+        assert_eq!(tail.sorted.len(), CAPACITY);
     }
 
     #[test]

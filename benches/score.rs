@@ -1,0 +1,109 @@
+//! Embedding and scoring of segments, without training: microseconds a segment, one thread.
+//!
+//! `cargo bench --bench score [-- FILTER]` prints one line a case, `name microseconds`: the median of 31
+//! runs (`RUNS`) of 2048 segments after 20,480. Segments are 64 samples of 8 channels, of 64 keys in turn,
+//! every 8 samples; what is scored is as in `pipelines/sensor.toml`.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use contrastream::config::Pipeline;
+use contrastream::runtime::Core;
+use contrastream::sink::SegmentMeta;
+use contrastream::source::Lane;
+use contrastream::window::Segments;
+use rand::{RngExt, SeedableRng};
+use rand_distr::StandardNormal;
+use rand_pcg::Pcg64Mcg;
+
+const CHANNELS: usize = 8;
+const LENGTH: usize = 64;
+const STRIDE: usize = 8;
+const KEYS: usize = 64;
+/// Segments of each key in one run, and in the runs before the first that counts.
+const ROUNDS: usize = 32;
+const BEFORE: usize = 10;
+
+fn pipeline(encoder: &str) -> Pipeline {
+    let channels: Vec<String> = (0..CHANNELS).map(|channel| format!("\"c{channel}\"")).collect();
+    let overrides = [
+        format!("model.encoder={encoder}"),
+        format!("records.channels=[{}]", channels.join(",")),
+        format!("windows.stride={STRIDE}"),
+        "training.enabled=false".to_owned(),
+    ];
+    let text = include_str!("../pipelines/sensor.toml");
+    Pipeline::from_toml(text, "pipelines/sensor.toml", &overrides).expect("a valid pipeline")
+}
+
+/// Keys whose channels wander around their level.
+struct Stream {
+    rng: Pcg64Mcg,
+    /// `[keys, channels, samples]`, the last window's worth.
+    samples: Vec<Vec<f32>>,
+    sequence: u64,
+}
+
+impl Stream {
+    fn new() -> Self {
+        let samples = vec![vec![0.0]; KEYS * CHANNELS];
+        Self { rng: Pcg64Mcg::seed_from_u64(1), samples, sequence: 0 }
+    }
+
+    fn next(&mut self) -> Segments {
+        let mut segments = Segments::default();
+        for _ in 0..ROUNDS {
+            for key in 0..KEYS {
+                for samples in &mut self.samples[key * CHANNELS..(key + 1) * CHANNELS] {
+                    let fresh = if samples.len() < LENGTH { LENGTH } else { STRIDE };
+                    for _ in 0..fresh {
+                        let noise: f32 = self.rng.sample(StandardNormal);
+                        samples.push(0.9 * samples[samples.len() - 1] + noise);
+                    }
+                    let old = samples.len() - LENGTH;
+                    samples.drain(..old);
+                    segments.values.extend_from_slice(samples);
+                }
+                segments.runs.push(0);
+                segments.fresh.push(if self.sequence == 0 { LENGTH } else { STRIDE });
+                let end = (self.sequence as i64 + 8) * STRIDE as i64 * 1_000_000;
+                segments.meta.push(SegmentMeta {
+                    key: format!("machine-{key}").into(),
+                    lane: Lane::new("bench", 0),
+                    sequence: self.sequence,
+                    window_start: end - LENGTH as i64 * 1_000_000,
+                    window_end: end,
+                    first_offset: 0,
+                    last_offset: 0,
+                });
+            }
+            self.sequence += 1;
+        }
+        segments
+    }
+}
+
+fn main() {
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let runs = std::env::var("RUNS").map_or(31, |runs| runs.parse().expect("a number"));
+    for encoder in ["mlp", "tcn"] {
+        let name = format!("{encoder}-score");
+        if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {
+            continue;
+        }
+        let mut core = Core::new(&pipeline(encoder));
+        let mut stream = Stream::new();
+        let mut times: Vec<f64> = (0..BEFORE + runs)
+            .map(|_| {
+                let segments = stream.next();
+                let began = Instant::now();
+                core.process(&segments, || false, |outputs| drop(black_box(outputs)))
+                    .expect("no store");
+                began.elapsed().as_secs_f64() * 1e6 / segments.len() as f64
+            })
+            .skip(BEFORE)
+            .collect();
+        times.sort_by(f64::total_cmp);
+        println!("{name} {:.2}", times[times.len() / 2]);
+    }
+}
