@@ -100,14 +100,18 @@ pub fn embed(
     let config::Source::File(file) = &pipeline.source else { return Ok(Summary::default()) };
     let source = FileSource::open(file, &pipeline.records, &pipeline.encoding(), &BTreeMap::new())?;
     let mut writer = Writer::new(pipeline, output, folder)?;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let cores = learner::cores();
     thread::scope(|scope| {
         let (in_order, answers) = sync_channel(QUEUE);
         let workers: Vec<SyncSender<Work>> = (0..cores)
             .map(|_| {
                 let (sender, work) = sync_channel(QUEUE);
                 let learner = learner.clone();
-                scope.spawn(move || embed_lanes(&learner, &work));
+                scope.spawn(move || {
+                    // Each core has lanes of its own; see `evaluate`.
+                    let _pool = learner::share_among(1).ok();
+                    embed_lanes(&learner, &work);
+                });
                 sender
             })
             .collect();

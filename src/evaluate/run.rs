@@ -20,6 +20,7 @@ use super::{EvaluateError, Judged, Layout, Report};
 use crate::checkpoint::CheckpointError;
 use crate::config::{self, Mark, Pipeline};
 use crate::decode::{KEY_COLUMN, OFFSET_COLUMN, TIME_COLUMN};
+use crate::learner;
 use crate::runtime::Core;
 use crate::score::{Label, line_scores};
 use crate::sink::{Score, SegmentMeta};
@@ -62,10 +63,13 @@ pub fn run(
     let series = layout.series(data, labels, pipeline)?;
     let next = AtomicUsize::new(0);
     let results: Mutex<BTreeMap<usize, Result<Scored, EvaluateError>>> = Mutex::default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = learner::cores();
     std::thread::scope(|scope| {
         for _ in 0..cores.min(series.len()) {
             scope.spawn(|| {
+                // Each core has a series of its own: a step is not to be shared. Where it is all the
+                // same, by rayon's threads, it gives the same.
+                let _pool = learner::share_among(1).ok();
                 while let Some((index, one)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| Some((i, series.get(i)?)))
                 {

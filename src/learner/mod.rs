@@ -24,12 +24,13 @@ use std::ops::Range;
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use self::encoder::Views;
-use self::graph::{Graph, Parameter};
+use self::graph::{Graph, Node, Parameter};
 use self::health::Watch;
-use self::network::Network;
+use self::network::{Encoded, Network};
 use self::optimizer::Adam;
 use self::queue::Queue;
 use self::standardise::Standardiser;
@@ -42,6 +43,27 @@ pub use self::graph::NamedTensor;
 pub use self::health::Health;
 pub use self::kernels::{Matrix, multiply};
 pub use self::step::Step;
+
+/// Cores that there are.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Lets this thread, and `threads` less one that wait beside it, share what the learners on this
+/// thread do, for as long as what is returned is held. Where it is never called, rayon's threads
+/// share it.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub fn share_among(threads: usize) -> std::io::Result<rayon::ThreadPool> {
+    let name = |number| format!("learner-{number}");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(name)
+        .use_current_thread()
+        .build()
+        .map_err(std::io::Error::other)
+}
 
 /// The model with all that it learns from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -137,6 +159,9 @@ const FORGETTING_SEGMENTS_OF_ALL: u64 = 4096;
 /// Most negatives that a segment's surprise is measured against: the estimate's noise is far below
 /// the spread between segments, and embedding stays cheaper than a long queue.
 const SURPRISE_NEGATIVES: usize = 1024;
+/// Segments that one core embeds at a time: enough to be worth handing over, and few enough for the
+/// second cache to hold what the layers make of them.
+const PART: usize = 16;
 /// Bounds of the inverse temperature where it is learned. CLIP (Radford et al. 2021) starts at
 /// 1 / 0.07 and stops at 100; a queue that holds a stream's own recurring states wants less.
 const SCALE_START: f32 = 1.0 / 0.1;
@@ -336,14 +361,29 @@ impl Learner {
     /// Embeds standardised segments `[segments, channels, time]` with the model as it is: for
     /// causes, which ask what a segment would be without one of its channels.
     pub fn embed_standardised(&self, values: &[f32]) -> Vec<f32> {
-        let encoded = self.network.forward(&mut Graph::inference(), self.views(values));
-        encoded.embeddings.into_values()
+        let embed = |views: Views<'_>| self.network.embed(&mut Graph::inference(), views);
+        Node::join(self.in_parts(values, embed).iter()).into_values()
     }
 
     fn encode(&self, embedded: &mut Embedded) {
-        let encoded = self.network.forward(&mut Graph::inference(), self.views(&embedded.values));
+        let encode = |views: Views<'_>| self.network.forward(&mut Graph::inference(), views);
+        let encoded = Encoded::join(&self.in_parts(&embedded.values, encode));
         embedded.embeddings = encoded.embeddings.into_values();
         embedded.projections = encoded.projections.into_values();
+    }
+
+    /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the
+    /// cores share them. A segment's bits do not depend on those beside it.
+    fn in_parts<E: Send>(
+        &self,
+        values: &[f32],
+        network: impl Fn(Views<'_>) -> E + Sync,
+    ) -> Vec<E> {
+        let size = PART * self.shape.channels * self.shape.length;
+        if values.len() <= size {
+            return vec![network(self.views(values))];
+        }
+        values.par_chunks(size).map(|values| network(self.views(values))).collect()
     }
 
     /// Each segment against its key's previous one, from this batch or an earlier one.

@@ -61,6 +61,13 @@ impl Network {
         Self { encoder, norm: RunningNorm::new(model.embedding), projection }
     }
 
+    /// Embeds segments: `[segments, embedding]`, rows of unit length.
+    pub fn embed(&self, graph: &mut Graph, views: Views<'_>) -> Node {
+        let features = self.encoder.forward(graph, views);
+        let standardised = self.norm.forward(graph, &features);
+        normalise(graph, &standardised)
+    }
+
     /// Embeds and projects segments.
     pub fn forward(&self, graph: &mut Graph, views: Views<'_>) -> Encoded {
         let features = self.encoder.forward(graph, views);

@@ -12,6 +12,7 @@ use super::{QUEUE, RuntimeError, Summary};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
 use crate::decode::DeadLetter;
+use crate::learner;
 use crate::score::Label;
 use crate::sink::Outputs;
 use crate::source::{LabelReader, Told};
@@ -55,8 +56,9 @@ impl<'a> Learn<'a> {
         Self { pipeline, core, store, deliveries, labels: None, backlog, live, share: 0.0, summary }
     }
 
-    /// Works until nothing can come any more.
+    /// Works until nothing can come any more, with this thread as one of those that share a batch.
     pub fn run(mut self, ordered: Receiver<Ordered>) -> Result<Summary, RuntimeError> {
+        let _pool = learner::share_among(learner::cores()).map_err(RuntimeError::Thread)?;
         for work in ordered {
             match work {
                 Ordered::Work(answer, freight) => {

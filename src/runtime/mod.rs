@@ -47,6 +47,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Store};
 use crate::config;
 use crate::decode::DecodeError;
 use crate::faults;
+use crate::learner;
 use crate::sink::{Outputs, Sink, SinkError};
 use crate::source::{FileSource, GeneratorSource, KafkaSource, Source, SourceError};
 
@@ -216,7 +217,7 @@ pub fn run(
     let outcomes = thread::scope(|scope| -> Result<_, RuntimeError> {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
         let mut workers = Vec::new();
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = learner::cores();
         for number in 0..cores.min(WORKERS) {
             let (sender, receiver) = channel();
             let worker = Worker::new(pipeline, store.cloned(), Arc::clone(&watermark))?;
