@@ -374,11 +374,7 @@ impl Learner {
 
     /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the
     /// cores share them. A segment's bits do not depend on those beside it.
-    fn in_parts<E: Send>(
-        &self,
-        values: &[f32],
-        network: impl Fn(Views<'_>) -> E + Sync,
-    ) -> Vec<E> {
+    fn in_parts<E: Send>(&self, values: &[f32], network: impl Fn(Views<'_>) -> E + Sync) -> Vec<E> {
         let size = PART * self.shape.channels * self.shape.length;
         if values.len() <= size {
             return vec![network(self.views(values))];

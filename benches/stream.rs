@@ -1,0 +1,278 @@
+//! From a broker to a broker: records a second of `contrastream run` beside the bare consumer of
+//! librdkafka and jobs in Python, and how long it takes from a record to its result.
+//!
+//! Needs a broker: `make broker`, then `eval "$(scripts/kafka env)"`. `PEERS_PYTHON` names a Python
+//! with quixstreams, river and jax for the jobs of `scripts/peers/stream.py` (`make bench-peers` sees
+//! to both). Everything takes its turn `RUNS` (3) times; medians and ratios are printed. Records are
+//! JSON of 8 channels, some 150 bytes; segments of 64 samples every 8, all scored; training as it is
+//! by default.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::{Program, brokers, contrastream, create_topic, producer, repository, unique};
+use rdkafka::ClientConfig;
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+const MACHINES: usize = 100;
+const CHANNELS: usize = 8;
+const PARTITIONS: i32 = 4;
+const LENGTH: usize = 64;
+const STRIDE: usize = 8;
+/// Readings of each machine on the topic.
+const READINGS: usize = 8000;
+/// Records that a job in Python gets.
+const FOR_PYTHON: usize = 40_000;
+/// How long results are waited for one by one.
+const SECONDS_OF_LATENCY: usize = 15;
+
+fn main() {
+    if env::var("CONTRASTREAM_TEST_BROKERS").is_ok_and(|brokers| !brokers.is_empty()) {
+        measure();
+    } else {
+        println!("stream: skipped, CONTRASTREAM_TEST_BROKERS names no broker: make broker");
+    }
+}
+
+fn measure() {
+    let topic = unique("stream");
+    create_topic(&topic, PARTITIONS, &[]);
+    let bytes = fill(&topic);
+    let records = MACHINES * READINGS;
+    println!("{records} records of {} bytes, {PARTITIONS} partitions", bytes / records);
+    let python = env::var("PEERS_PYTHON").ok();
+    let runs: usize = env::var("RUNS").map_or(3, |runs| runs.parse().expect("a number"));
+
+    type Contender<'a> = (&'a str, Box<dyn Fn() -> f64 + 'a>);
+    let mut contenders: Vec<Contender<'_>> = vec![
+        ("bare-consumer", Box::new(|| records as f64 / bare(&topic, records).as_secs_f64())),
+        ("contrastream-tcn", Box::new(|| run_once(&topic, "tcn"))),
+        ("contrastream-mlp", Box::new(|| run_once(&topic, "mlp"))),
+    ];
+    if let Some(python) = &python {
+        for kind in ["river", "jax"] {
+            let topic = topic.as_str();
+            contenders.push((kind, Box::new(move || peer(python, kind, topic))));
+        }
+    }
+    let mut rates = vec![Vec::new(); contenders.len()];
+    for run in 0..runs {
+        for turn in 0..contenders.len() {
+            // None always comes first.
+            let at = (run + turn) % contenders.len();
+            let rate = contenders[at].1();
+            println!("{:>17}  {rate:9.0} records/s", contenders[at].0);
+            rates[at].push(rate);
+        }
+    }
+    let medians: Vec<f64> = rates.into_iter().map(median).collect();
+    let ours = medians[1];
+    for ((name, _), rate) in contenders.iter().zip(&medians) {
+        println!("median {name:>17}  {rate:9.0} records/s, the TCN at {:.2} of it", ours / rate);
+    }
+    for delivery in ["at-least-once", "exactly-once"] {
+        latency(delivery, ours / 2.0);
+    }
+}
+
+/// Writes all records, those of a machine to one partition; returns their bytes.
+fn fill(topic: &str) -> usize {
+    let producer = producer();
+    let mut bytes = 0;
+    for reading in 0..READINGS {
+        for machine in 0..MACHINES {
+            bytes += send(
+                &producer,
+                topic,
+                machine,
+                reading,
+                1_767_225_600_000 + 1000 * reading as u128,
+            );
+        }
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(common::PATIENCE).expect("the broker takes them");
+    bytes
+}
+
+/// A wave per channel, and noise that is the same in every run.
+fn send(producer: &BaseProducer, topic: &str, machine: usize, reading: usize, ms: u128) -> usize {
+    let key = format!("machine-{machine:03}");
+    let mut record = format!(r#"{{"machine":"{key}","ts":{ms}"#);
+    for channel in 0..CHANNELS {
+        let phase = reading as f64 / (5 + machine % 7 + channel) as f64;
+        let noise = (reading * 7919 + channel * 104_729 + machine * 31) % 1000;
+        let value = 10.0 * phase.sin() + noise as f64 / 1000.0;
+        write!(record, r#","c{channel}":{value:.3}"#).expect("a string takes everything");
+    }
+    record.push('}');
+    let partition = (machine % PARTITIONS as usize) as i32;
+    let message = BaseRecord::to(topic).partition(partition).key(&key).payload(&record);
+    producer.send(message).map_err(|(error, _)| error).expect("the queue holds them all");
+    record.len()
+}
+
+fn consumer(topic: &str, from: Offset) -> BaseConsumer {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("group.id", unique("bare"))
+        .set("isolation.level", "read_committed")
+        .create()
+        .expect("a consumer");
+    let mut partitions = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        partitions.add_partition_offset(topic, partition, from).expect("a partition");
+    }
+    consumer.assign(&partitions).expect("assigned");
+    consumer
+}
+
+/// How long librdkafka takes to hand out all records, looked at no further.
+fn bare(topic: &str, records: usize) -> Duration {
+    let consumer = consumer(topic, Offset::Beginning);
+    let mut seen = 0;
+    let mut began = None;
+    while seen < records {
+        if let Some(message) = consumer.poll(Duration::from_secs(10)) {
+            let message = message.expect("the broker answers");
+            began.get_or_insert_with(Instant::now);
+            seen += usize::from(message.payload().is_some());
+        }
+    }
+    began.map(|began| began.elapsed()).expect("there are records")
+}
+
+/// A pipeline file for `topic` in `folder`, and the pipeline's name.
+fn pipeline(
+    folder: &tempfile::TempDir,
+    topic: &str,
+    encoder: &str,
+    delivery: &str,
+) -> (std::path::PathBuf, String) {
+    let name = unique("bench");
+    let channels: Vec<String> = (0..CHANNELS).map(|channel| format!("\"c{channel}\"")).collect();
+    let text = format!(
+        "name = \"{name}\"\n\
+         [source]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\n\
+         [records]\nkey = \"machine\"\ntime = \"ts\"\nchannels = [{}]\n\
+         [windows]\nlength = {LENGTH}\nstride = {STRIDE}\nlateness = \"0s\"\n\
+         [model]\nencoder = \"{encoder}\"\n\
+         [sink.kafka]\n\
+         [checkpoint]\nstore = {:?}\ninterval = \"1s\"\ndelivery = \"{delivery}\"\n\
+         [http]\nlisten = \"127.0.0.1:0\"\n",
+        brokers(),
+        channels.join(", "),
+        folder.path().join("state"),
+    );
+    let file = folder.path().join("pipeline.toml");
+    fs::write(&file, text).expect("a pipeline file");
+    (file, name)
+}
+
+/// Takes the whole topic as a group of its own, into topics of its own: records a second.
+fn run_once(topic: &str, encoder: &str) -> f64 {
+    let folder = tempfile::tempdir().expect("a folder for state");
+    let (file, _) = pipeline(&folder, topic, encoder, "at-least-once");
+    let mut program = Program::start(contrastream(["run".as_ref(), file.as_os_str()]));
+    program.wait_metric("contrastream_source_records_total", 1.0);
+    let began = Instant::now();
+    let segments = MACHINES * ((READINGS - LENGTH) / STRIDE + 1);
+    program.wait_metric("contrastream_sink_segments_total", segments as f64);
+    let took = began.elapsed();
+    let skipped = program.metric("contrastream_learner_skipped_steps_total").unwrap_or(0.0);
+    let steps = program.metric("contrastream_learner_steps_total").unwrap_or(0.0);
+    println!("{encoder:>17}  {steps} training steps, {skipped} left out");
+    let ended = program.terminate().exits(0);
+    assert_eq!(ended.total("segments"), segments as u64);
+    (MACHINES * READINGS) as f64 / took.as_secs_f64()
+}
+
+fn peer(python: &str, kind: &str, topic: &str) -> f64 {
+    let output = Command::new(python)
+        .arg(repository("scripts/peers/stream.py"))
+        .args([kind, &brokers(), topic, &FOR_PYTHON.to_string()])
+        .output()
+        .expect("PEERS_PYTHON names a Python");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rate = text.lines().find_map(|line| line.strip_prefix(kind)?.trim().parse().ok());
+    rate.unwrap_or_else(|| panic!("{kind}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// From the time of a segment's last record to when its embedding can be read, records coming at
+/// `rate` a second; beside it, from a record to when it can be read itself.
+fn latency(delivery: &str, rate: f64) {
+    let topic = unique("latency");
+    create_topic(&topic, PARTITIONS, &[]);
+    let folder = tempfile::tempdir().expect("a folder for state");
+    let (file, name) = pipeline(&folder, &topic, "tcn", delivery);
+    let results = format!("{name}.embeddings");
+    create_topic(&results, PARTITIONS, &[]);
+    let mut program = Program::start(contrastream(["run".as_ref(), file.as_os_str()]));
+    program.wait_ready();
+    let readings = (rate * SECONDS_OF_LATENCY as f64 / MACHINES as f64) as usize;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let [of_records, of_results] = thread::scope(|scope| {
+        let listen = |topic: String, is_result: bool| {
+            let consumer = consumer(&topic, Offset::End);
+            move || {
+                let mut delays = Vec::new();
+                while let Some(message) = consumer.poll(Duration::from_secs(5)) {
+                    let message = message.expect("the broker answers");
+                    let json: serde_json::Value =
+                        serde_json::from_slice(message.payload().unwrap_or_default())
+                            .expect("the message is JSON");
+                    let sent = match is_result {
+                        true => json["window_end"].as_f64().map(|micros| micros / 1e3),
+                        false => json["ts"].as_f64(),
+                    };
+                    delays.push(now().as_secs_f64() * 1e3 - sent.expect("a time"));
+                }
+                // The first second or two belong to the start.
+                delays.drain(..delays.len() / 5);
+                delays
+            }
+        };
+        let bare = scope.spawn(listen(topic.clone(), false));
+        let full = scope.spawn(listen(results, true));
+        let producer = producer();
+        let began = Instant::now();
+        for reading in 0..readings {
+            for machine in 0..MACHINES {
+                send(&producer, &topic, machine, reading, now().as_millis());
+            }
+            let due = Duration::from_secs_f64((reading + 1) as f64 * MACHINES as f64 / rate);
+            while began.elapsed() < due {
+                producer.poll(Duration::from_millis(1));
+            }
+        }
+        producer.flush(common::PATIENCE).expect("the broker takes them");
+        [bare, full].map(|thread| thread.join().expect("a listener"))
+    });
+    program.terminate().exits(0);
+    for (what, delays) in [("a record itself", of_records), ("its result", of_results)] {
+        let [half, most] = [0.5, 0.99].map(|share| quantile(&delays, share));
+        println!(
+            "{delivery:>17}  {rate:.0} records/s, {what} after {half:.1} ms (median), {most:.1} ms (99 %)"
+        );
+    }
+}
+
+fn median(values: Vec<f64>) -> f64 {
+    quantile(&values, 0.5)
+}
+
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get((values.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
