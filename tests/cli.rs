@@ -112,6 +112,31 @@ fn check_connects_and_makes_the_output_topics() {
     check();
 }
 
+#[test]
+fn check_looks_at_the_topic_of_labels() {
+    let mut plant = Plant::on_broker("check-labels", 1);
+    plant.set(format!("feedback.topic={}", plant.topic("labels")));
+    let check = |plant: &Plant| {
+        let mut command = plant.command("check");
+        command.arg("--connect");
+        Program::start(command).wait()
+    };
+    let missing = check(&plant).exits(1);
+    let expected = format!("feedback.topic: topic {} does not exist", plant.topic("labels"));
+    assert!(missing.error().contains(&expected), "{}", missing.error());
+
+    common::create_topic(&plant.topic("labels"), 2, &[]);
+    let expected = format!("labels can be read from {}", plant.topic("labels"));
+    assert!(check(&plant).exits(0).stdout.contains(&expected));
+
+    plant.as_tester();
+    common::allow_only("DESCRIBE", "TOPIC", &plant.topic("labels"));
+    let refused = check(&plant).exits(1);
+    let error = refused.error();
+    assert!(error.contains("feedback.topic") && error.contains("refuse"), "{error}");
+    assert!(error.contains(&plant.topic("labels")), "{error}");
+}
+
 /// A pipeline file of its own.
 fn file(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("pipeline.toml");

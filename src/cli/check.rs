@@ -1,13 +1,17 @@
 //! `contrastream check`: is a pipeline file right?
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use anyhow::Context;
 
 use super::service::open_sinks;
 use crate::checkpoint::Store;
-use crate::config::{Delivery, Pipeline};
+use crate::config::{Delivery, Pipeline, Source};
 use crate::decode::{DecodeError, Decoder};
 use crate::registry::Registry;
 use crate::runtime::{Opened, RuntimeError};
+use crate::source::LabelReader;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -16,8 +20,8 @@ pub struct Arguments {
     /// Override a key of the file, such as `--set source.group=trial`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Also connect: brokers, topics, rights, the schema registry, files, folders. Output topics
-    /// that are missing are made, and schemas registered, as `run` would.
+    /// Also connect: brokers, topics and that of labels, rights, the schema registry, files, folders.
+    /// Output topics that are missing are made, and schemas registered, as `run` would.
     #[arg(long)]
     connect: bool,
     /// Print the file with all defaults filled in, secrets hidden.
@@ -45,6 +49,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             println!("newest checkpoint: {}", checkpoint.id);
         }
         println!("connected: the source and {} sinks answer", opened.sinks.len());
+        if let (Some(feedback), Source::Kafka(source)) = (&pipeline.feedback, &pipeline.source) {
+            LabelReader::open(source, &feedback.topic, &BTreeMap::new())
+                .and_then(|labels| labels.check())
+                .context("feedback.topic")?;
+            println!("connected: labels can be read from {}", feedback.topic);
+        }
     }
     println!("{}: valid", arguments.pipeline.display());
     Ok(())
@@ -52,7 +62,6 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Whether records as the file describes them can be decoded at all.
 fn check_records(pipeline: &Pipeline) -> Result<(), RuntimeError> {
-    use crate::config::Source;
     let decodable: Result<(), DecodeError> = match &pipeline.source {
         Source::Kafka(_) => Decoder::new(&pipeline.records, &pipeline.encoding()).map(|_| ()),
         Source::File(_) | Source::Generator(_) => Ok(()),

@@ -43,6 +43,9 @@ pub struct Told {
 /// Messages taken at once.
 const MOST: usize = 1024;
 
+/// Longest wait for brokers to refuse a read; of an empty topic no other answer comes.
+const REFUSAL_WAIT: Duration = Duration::from_secs(2);
+
 /// Stage of labels that cannot be read, as dead letters name it.
 const STAGE: &str = "feedback";
 
@@ -88,6 +91,17 @@ impl LabelReader {
         }
         consumer.assign(&assigned).map_err(|error| lasting(&error))?;
         Ok(Self { consumer, brokers, topic })
+    }
+
+    /// Waits until the brokers have let it read, or refused.
+    ///
+    /// # Errors
+    /// If the topic cannot be read.
+    pub fn check(&self) -> Result<(), SourceError> {
+        match self.consumer.poll(REFUSAL_WAIT) {
+            Some(Err(error)) => self.ride_out(&error),
+            Some(Ok(_)) | None => Ok(()),
+        }
     }
 
     /// What has come since the last time, without waiting for more.
