@@ -13,7 +13,7 @@ use crate::config::{self, Location, Pipeline};
 use crate::keys;
 use crate::learner::{Learner, NamedTensor};
 use crate::objects::{ObjectErrorKind, Objects};
-use crate::runtime::Core;
+use crate::runtime::{Core, TakenLabels};
 use crate::sink::StagedFile;
 use crate::templates::Template;
 use crate::window::Segmenter;
@@ -187,6 +187,14 @@ fn show(opened: &Opened, id: Option<&str>) -> anyhow::Result<()> {
         model.channels, model.length, model.stride
     );
     println!("queue: {} negatives, {:.1} steps old on average", model.queue, model.queue_age);
+    if let Some(TakenLabels { read, anomalies, normal }) = &description.labels {
+        let read: Vec<String> =
+            read.iter().map(|(partition, next)| format!("{partition}: {next}")).collect();
+        println!(
+            "labels: {anomalies} segments labelled anomalous and {normal} normal remembered, next offsets {}",
+            read.join(", ")
+        );
+    }
     println!("lanes:");
     for lane in &description.lanes {
         println!(
@@ -302,6 +310,9 @@ struct Description {
     pipeline: String,
     bytes: u64,
     model: ModelDescription,
+    /// Where a topic of labels was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<TakenLabels>,
     lanes: Vec<LaneDescription>,
     staged: Vec<StagedFile>,
 }
@@ -388,6 +399,7 @@ impl Description {
                 lane.model_keys = keys::count_saved(saved, &opened.store)?;
             }
         }
+        let labels = Some(Core::labels_in(&checkpoint.core)?);
         let (queue, queue_age) = learner.queue();
         let shape = learner.shape();
         Ok(Self {
@@ -406,6 +418,7 @@ impl Description {
                 queue,
                 queue_age,
             },
+            labels: labels.filter(|labels| !labels.read.is_empty()),
             lanes: lanes.into_values().collect(),
             staged: checkpoint.staged.clone(),
         })

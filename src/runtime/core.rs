@@ -42,6 +42,16 @@ pub struct SavedCore {
     pub keys: Vec<(Lane, SavedKeys)>,
 }
 
+/// What was learned from the labels of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TakenLabels {
+    /// Next offset of each partition of their topic.
+    pub read: BTreeMap<i32, i64>,
+    /// Segments remembered as examples of anomalies, and of what is normal.
+    pub anomalies: usize,
+    pub normal: usize,
+}
+
 /// What learner and scorer keep per key, and its trajectories that have not ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct KeyState {
@@ -113,6 +123,17 @@ impl Core {
         let (learner, _): (Learner, Scorer) =
             postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
         Ok(learner)
+    }
+
+    /// What was learned from labels, among the same bytes.
+    ///
+    /// # Errors
+    /// If the bytes are not a core.
+    pub fn labels_in(bytes: &[u8]) -> Result<TakenLabels, CheckpointError> {
+        let (_, scorer, read): (Learner, Scorer, _) =
+            postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+        let (anomalies, normal) = scorer.examples();
+        Ok(TakenLabels { read, anomalies, normal })
     }
 
     fn from_parts(learner: Learner, scorer: Scorer, pipeline: &config::Pipeline) -> Self {

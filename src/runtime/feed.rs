@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub enum Ordered {
     Close(Lane),
     /// What a checkpoint that a lane was committed with had staged.
     Recover(Vec<StagedFile>),
+    /// No records come: time for the labels that did.
+    Labels(Freight),
     /// Nothing more comes of any lane.
     Finish,
     /// Everything before this is to be made durable.
@@ -106,6 +108,8 @@ pub struct Feed<'a> {
     learner: SyncSender<Ordered>,
     /// Batches that wait for the learner.
     backlog: &'a AtomicUsize,
+    /// Whether the learner took labels since the last commit was asked for.
+    taught: &'a AtomicBool,
     /// Bytes of all [`Freight`].
     freight: Arc<AtomicUsize>,
     store: Option<&'a Store>,
@@ -143,7 +147,7 @@ impl<'a> Feed<'a> {
         pipeline: &'a config::Pipeline,
         source: Box<dyn Source>,
         workers: Vec<Sender<Task>>,
-        (learner, backlog): (SyncSender<Ordered>, &'a AtomicUsize),
+        (learner, backlog, taught): (SyncSender<Ordered>, &'a AtomicUsize, &'a AtomicBool),
         (store, resumed): (Option<&'a Store>, Option<Checkpoint>),
         status: &'a Status,
     ) -> Self {
@@ -154,6 +158,7 @@ impl<'a> Feed<'a> {
             workers,
             learner,
             backlog,
+            taught,
             freight: Arc::default(),
             store,
             resumed,
@@ -205,6 +210,7 @@ impl<'a> Feed<'a> {
         }
         self.status.set_ready(false);
         self.settle();
+        self.changed |= self.taught.swap(false, Ordering::Relaxed);
         if self.changed { Ok(self.commit()??) } else { Ok(()) }
     }
 
@@ -252,7 +258,8 @@ impl<'a> Feed<'a> {
             Event::Lost(lanes) => {
                 return Err(SourceError::Lost { lanes: lanes.len() }.into());
             }
-            Event::Idle | Event::End => {}
+            Event::Idle => self.ask_for_labels()?,
+            Event::End => {}
         }
         metrics::gauge!(telemetry::SOURCE_LANES).set(self.lanes.len() as f64);
         Ok(())
@@ -422,6 +429,20 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
+    /// Has the learner take the labels that came, though no records did. Not before there is a
+    /// position to commit: what was taken is saved beside it.
+    fn ask_for_labels(&mut self) -> Result<(), RuntimeError> {
+        let has_position = self.lanes.values().any(|lane| lane.next_offset.is_some());
+        if self.pipeline.feedback.is_none() || !self.held.is_empty() || !has_position {
+            return Ok(());
+        }
+        match self.learner.try_send(Ordered::Labels(Freight::new(0, &self.freight))) {
+            // A full learner has records, which bring labels along.
+            Ok(()) | Err(TrySendError::Full(_)) => Ok(()),
+            Err(TrySendError::Disconnected(_)) => Err(RuntimeError::Ended),
+        }
+    }
+
     /// Lets the windows of lanes that have been silent for long follow the others'.
     fn advance_idle_lanes(&mut self) {
         let idle = self.pipeline.windows.idle.0;
@@ -441,6 +462,7 @@ impl<'a> Feed<'a> {
             Some(Err(TryRecvError::Disconnected)) => return Err(RuntimeError::Ended),
             Some(Err(TryRecvError::Empty)) | None => {}
         }
+        self.changed |= self.taught.swap(false, Ordering::Relaxed);
         let due = self.asked.elapsed() >= self.pipeline.checkpoint.interval.0;
         if self.changed && due && self.committing.is_none() {
             self.held.push_back(Held::Commit);

@@ -1,7 +1,7 @@
 //! The learner's thread: takes the workers' segments, in the source's order, through the [`Core`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::core::{Core, SavedCore};
@@ -28,6 +28,8 @@ pub struct Learn<'a> {
     labels: Option<LabelReader>,
     /// Batches that wait for the learner.
     backlog: &'a AtomicUsize,
+    /// Set when labels were taken, which no record may follow to have a commit asked for.
+    taught: &'a AtomicBool,
     /// Whether records come no matter how fast this process is, so that training may have to give
     /// way. A replay waits instead: what it learns must not depend on the machine's speed.
     live: bool,
@@ -44,7 +46,7 @@ impl<'a> Learn<'a> {
         pipeline: &'a config::Pipeline,
         store: Option<&'a Store>,
         deliveries: SyncSender<Delivery>,
-        backlog: &'a AtomicUsize,
+        (backlog, taught): (&'a AtomicUsize, &'a AtomicBool),
     ) -> Self {
         let live = match &pipeline.source {
             config::Source::Kafka(_) => true,
@@ -53,7 +55,18 @@ impl<'a> Learn<'a> {
         };
         let core = Core::new(pipeline).with_store(store.cloned());
         let summary = Summary::default();
-        Self { pipeline, core, store, deliveries, labels: None, backlog, live, share: 0.0, summary }
+        Self {
+            pipeline,
+            core,
+            store,
+            deliveries,
+            labels: None,
+            backlog,
+            taught,
+            live,
+            share: 0.0,
+            summary,
+        }
     }
 
     /// Works until nothing can come any more, with this thread as one of those that share a batch.
@@ -74,6 +87,7 @@ impl<'a> Learn<'a> {
                         self.process(ingested?, &freight, lagging)?;
                     }
                 }
+                Ordered::Labels(freight) => self.take_labels(&Arc::new(freight))?,
                 Ordered::Restore(core) => {
                     let store = self.store.cloned();
                     self.core = Core::load(&core, self.pipeline)?.with_store(store);
@@ -190,6 +204,7 @@ impl<'a> Learn<'a> {
                 Err(letter) => letters.push(letter),
             }
             self.core.labels_read().insert(partition, offset + 1);
+            self.taught.store(true, Ordering::Relaxed);
         }
         if letters.is_empty() {
             return Ok(());

@@ -30,11 +30,11 @@ mod status;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize};
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
-pub use self::core::{Core, Effort, SavedCore};
+pub use self::core::{Core, Effort, SavedCore, TakenLabels};
 pub use self::ingest::IngestError;
 pub use self::rewind::serve;
 pub use self::status::Status;
@@ -210,7 +210,7 @@ pub fn run(
     let committer = source.committer();
     recover::recover(pipeline, (store, resumed.as_ref()), committer.as_deref(), &mut sinks)?;
     let watermark = Arc::new(AtomicI64::new(i64::MIN));
-    let backlog = AtomicUsize::new(0);
+    let (backlog, taught) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (to_learner, from_feed) = sync_channel(QUEUE);
     let (to_sinks, from_learner) = sync_channel(DELIVERIES);
 
@@ -231,12 +231,12 @@ pub fn run(
         let deliver = spawn("sinks")
             .spawn_scoped(scope, move || deliver.run(from_learner))
             .map_err(RuntimeError::Thread)?;
-        let learn = Learn::new(pipeline, store, to_sinks, &backlog);
+        let learn = Learn::new(pipeline, store, to_sinks, (&backlog, &taught));
         let learn = spawn("learner")
             .spawn_scoped(scope, move || learn.run(from_feed))
             .map_err(RuntimeError::Thread)?;
-        let feed =
-            Feed::new(pipeline, source, workers, (to_learner, &backlog), (store, resumed), status);
+        let to_learner = (to_learner, &backlog, &taught);
+        let feed = Feed::new(pipeline, source, workers, to_learner, (store, resumed), status);
         let feed = spawn("source")
             .spawn_scoped(scope, move || feed.run())
             .map_err(RuntimeError::Thread)?;

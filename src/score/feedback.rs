@@ -114,6 +114,12 @@ impl Feedback {
         examples
     }
 
+    /// Examples of anomalies and of what is normal.
+    pub fn examples(&self) -> (usize, usize) {
+        let anomalies = self.anomalies.iter().filter(|is_anomaly| **is_anomaly).count();
+        (anomalies, self.anomalies.len() - anomalies)
+    }
+
     /// Embeds some examples again with a changed model, in turn.
     pub fn refresh(&mut self, embed: impl FnOnce(&[f32]) -> Vec<f32>) {
         let range = self.stale();
@@ -230,7 +236,8 @@ mod tests {
         let mut feedback = noted(&[0.0; RECENT + 10]);
         assert_eq!(feedback.take(&Label { key: "n".into(), ..label(0, i64::MAX, true) }), 0);
         assert_eq!(feedback.take(&label(0, 9, true)), 0);
-        assert_eq!(feedback.take(&label(5, 12, true)), 3);
+        assert_eq!(feedback.take(&label(5, 12, false)), 3);
+        assert_eq!(feedback.examples(), (0, 3));
         assert_eq!(feedback.take(&label(0, i64::MAX, true)), RECENT);
         assert_eq!(feedback.anomalies.len(), EXAMPLES);
         assert_eq!(feedback.embeddings.len(), 2 * EXAMPLES);

@@ -228,6 +228,11 @@ impl Scorer {
         self.feedback.as_mut().map_or(0, |feedback| feedback.take(label))
     }
 
+    /// Labelled segments remembered: anomalies and normal ones.
+    pub fn examples(&self) -> (usize, usize) {
+        self.feedback.as_ref().map_or((0, 0), Feedback::examples)
+    }
+
     /// Scores the segments of `range`, as `learner` embedded them with `keys`, and learns from each
     /// once it is scored.
     pub fn score<S: State + AsMut<KeyState>>(
