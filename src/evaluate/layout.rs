@@ -87,8 +87,8 @@ impl Layout {
     /// Series without an entry are not labelled; entries without a series are passed over.
     ///
     /// # Errors
-    /// If `data` cannot be read or holds no file of the layout, the labels file is malformed, or it names
-    /// none of the series.
+    /// If `data` cannot be read or holds no file of the layout, the scores of two series would go into
+    /// one file, the labels file is malformed, or it names none of the series.
     pub fn series(
         self,
         data: &Path,
@@ -113,6 +113,7 @@ impl Layout {
             let expected = self.extensions().join(" or .");
             return Err(EvaluateError::file(data, format!("no .{expected} file")));
         };
+        refuse_shared_results(&series)?;
         if let (Some(path), Some(all)) = (labels, &labels_by_name)
             && !series.iter().any(|one| one.windows.is_some())
         {
@@ -275,6 +276,11 @@ impl Series {
             .collect()
     }
 
+    /// Path of its scores, relative to where all are written.
+    fn result(&self) -> PathBuf {
+        Path::new(&self.name).with_extension("csv")
+    }
+
     fn format(&self) -> Format {
         let is_parquet = self.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"));
         match self.layout {
@@ -413,7 +419,7 @@ pub fn write_scores(
     scores: &[f64],
     alerts: &[bool],
 ) -> Result<(), EvaluateError> {
-    let path = out.join(&series.name).with_extension("csv");
+    let path = out.join(series.result());
     let failed = |reason: &dyn fmt::Display| EvaluateError::file(&path, reason);
     let rows = recording.times.len();
     if scores.len() != rows || alerts.len() != rows {
@@ -440,6 +446,20 @@ pub fn write_scores(
         writer.write_record(row).map_err(|reason| failed(&reason))?;
     }
     writer.flush().map_err(|reason| failed(&reason))
+}
+
+/// Two series whose names differ by their extension alone would overwrite each other's scores.
+fn refuse_shared_results(series: &[Series]) -> Result<(), EvaluateError> {
+    let mut by_result = BTreeMap::new();
+    for one in series {
+        if let Some(other) = by_result.insert(one.result(), &one.path) {
+            let (other, result) = (other.display(), one.result());
+            let reason =
+                format!("its scores and those of {other} would both be {}", result.display());
+            return Err(EvaluateError::file(&one.path, reason));
+        }
+    }
+    Ok(())
 }
 
 fn is_same_file(left: &Path, right: &Path) -> bool {
@@ -849,6 +869,16 @@ mod tests {
             2014-04-10 00:10:00,0.0000001,0\n\
             2014-04-10 00:15:00,1,1\n"
         );
+    }
+
+    #[test]
+    fn series_that_would_share_a_file_of_scores_are_refused_by_name() {
+        let data = folder(&[("b/one.csv", NAB), ("b/one.parquet", ""), ("one.csv", NAB)]);
+        let error = Layout::Csv.series(data.path(), None, &pipeline()).unwrap_err().to_string();
+        for named in ["b/one.parquet: its scores", "b/one.csv would", "both be b/one.csv"] {
+            assert!(error.contains(named), "{error}");
+        }
+        assert_eq!(Layout::Nab.series(data.path(), None, &pipeline()).unwrap().len(), 2);
     }
 
     #[test]
