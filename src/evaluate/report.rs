@@ -1,5 +1,6 @@
 //! The measures of a corpus, as `evaluate` prints them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Judged<'a> {
     pub alerts: &'a [bool],
     /// Whether each row is a change point that was found.
     pub turns: &'a [bool],
+    /// Number of each row's key.
+    pub keys: &'a [usize],
     /// Whether each row is anomalous, where that is known.
     pub labels: Option<&'a [bool]>,
     /// Rows of each labelled window, where windows are what is labelled.
@@ -59,7 +62,7 @@ pub struct Report {
     /// Average precision of the scores, over the rows of all labelled series together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auc_pr: Option<f64>,
-    /// Mean over the series with an anomaly.
+    /// Mean over the keys with an anomaly, of all series.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vus_pr: Option<f64>,
 }
@@ -99,8 +102,13 @@ impl Report {
                 labels.extend_from_slice(&series_labels[kept.clone()]);
                 alerts.extend_from_slice(&series.alerts[kept.clone()]);
                 scores.extend_from_slice(&series.scores[kept.clone()]);
-                let volume = vus_pr(&series_labels[kept.clone()], &series.scores[kept], WINDOW);
-                volumes.extend(if_defined(volume).map_err(in_series)?);
+                for rows in rows_by_key(&series.keys[kept.clone()]) {
+                    let of_key = rows.iter().map(|row| kept.start + row);
+                    let (labels, scores): (Vec<_>, Vec<_>) =
+                        of_key.map(|row| (series_labels[row], series.scores[row])).unzip();
+                    let volume = vus_pr(&labels, &scores, WINDOW);
+                    volumes.extend(if_defined(volume).map_err(in_series)?);
+                }
             }
         }
         let whole = |reason| EvaluateError::Measure { series: "all series".to_owned(), reason };
@@ -130,12 +138,22 @@ fn check(series: &Judged<'_>) -> Result<(), MeasureError> {
     nab::Series { scores: series.scores, windows }.check()?;
     let found = series.scores.len();
     let labels = series.labels.map(<[bool]>::len);
-    for labels in [series.alerts.len(), series.turns.len()].into_iter().chain(labels) {
+    let others = [series.alerts.len(), series.turns.len(), series.keys.len()];
+    for labels in others.into_iter().chain(labels) {
         if labels != found {
             return Err(MeasureError::Lengths { labels, found });
         }
     }
     Ok(())
+}
+
+/// Of each key, its rows in order: what is next to each other is of one key.
+fn rows_by_key(keys: &[usize]) -> Vec<Vec<usize>> {
+    let mut rows = BTreeMap::<usize, Vec<usize>>::new();
+    for (row, key) in keys.iter().enumerate() {
+        rows.entry(*key).or_default().push(row);
+    }
+    rows.into_values().collect()
 }
 
 fn nab(corpus: &[Judged<'_>]) -> Result<Nab, MeasureError> {
@@ -182,6 +200,7 @@ mod tests {
             scores: &SCORES,
             alerts: &ALERTS,
             turns: &ALERTS,
+            keys: &[0; 8],
             labels: Some(&LABELS),
             windows: None,
             change_points: None,
@@ -202,6 +221,19 @@ mod tests {
         assert_eq!(report.auc_pr, Some(0.5 + 0.5 * (2.0 / 7.0)));
         assert_eq!(report.vus_pr, Some(vus_pr(&LABELS[1..], &SCORES[1..], WINDOW).unwrap()));
         assert_eq!(report.nab, None);
+    }
+
+    #[test]
+    fn rows_of_keys_that_take_turns_are_judged_as_if_each_had_its_file() {
+        let keys = [0, 1, 0, 1, 0, 1, 0, 1];
+        let labels = [false, true, false, true, true, false, false, false];
+        let turns = Judged { keys: &keys, labels: Some(&labels), skip: 0, ..judged() };
+        let alone: [(Vec<bool>, Vec<f64>); 2] = [0, 1].map(|key| {
+            let rows = (0..8).filter(|row| keys[*row] == key);
+            rows.map(|row| (labels[row], SCORES[row])).unzip()
+        });
+        let [one, other] = alone.map(|(labels, scores)| vus_pr(&labels, &scores, WINDOW).unwrap());
+        assert_eq!(Report::measure(&[turns]).unwrap().vus_pr, Some((one + other) / 2.0));
     }
 
     #[test]

@@ -93,6 +93,7 @@ pub fn run(
             scores: &columns.scores,
             alerts: &columns.alerts,
             turns: &columns.turns,
+            keys: &columns.keys,
             labels: recording.labels.as_deref(),
             windows: recording.windows.as_deref(),
             change_points: recording.change_points.as_ref(),
@@ -170,6 +171,7 @@ struct Columns {
     scores: Vec<f64>,
     alerts: Vec<bool>,
     turns: Vec<bool>,
+    keys: Vec<usize>,
 }
 
 impl Columns {
@@ -178,6 +180,7 @@ impl Columns {
             scores: verdicts.iter().map(|verdict| verdict.score).collect(),
             alerts: verdicts.iter().map(|verdict| verdict.alert).collect(),
             turns: verdicts.iter().map(|verdict| verdict.turn).collect(),
+            keys: verdicts.iter().map(|verdict| verdict.key).collect(),
         }
     }
 }
@@ -229,6 +232,8 @@ struct Verdict {
     alert: bool,
     /// Whether it is a change point.
     turn: bool,
+    /// Number of its key.
+    key: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -296,7 +301,8 @@ impl Verdicts {
                     for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
                         let own = owns.next().unwrap_or_default();
                         let Score { score, alert, turn, .. } = *score;
-                        self.give(meta, Verdict { score, alert, turn }, &own);
+                        let verdict = Verdict { score, alert, turn, ..Verdict::default() };
+                        self.give(meta, verdict, &own);
                     }
                 },
             )?;
@@ -372,6 +378,7 @@ impl Verdicts {
             .map(|(key, verdict)| {
                 last = verdict.unwrap_or_else(|| key.map_or(last, |key| last_of_key[key]));
                 if let Some(key) = key {
+                    last.key = key;
                     last_of_key[key] = last;
                 }
                 last
