@@ -164,7 +164,8 @@ fn avro_goes_in_through_a_change_of_its_schema_and_comes_out() {
     assert_as_in_parquet(&plant, &embeddings, &[&common[..], &own].concat());
     let anomalies = read_avro(&plant.topic("anomalies"));
     assert_segments(&anomalies, &machines);
-    let own = ["score", "p_value", "alert", "alert_id", "causes", "missing", "warm"];
+    let own =
+        ["score", "p_value", "alert", "alert_id", "causes", "missing", "warm", "change_point"];
     assert_as_in_parquet(&plant, &anomalies, &[&common[..], &own].concat());
 
     let letters = read(&plant.topic("dead-letters"));
@@ -347,7 +348,7 @@ consumer.close()
     let common = ["pipeline", "window_start", "window_end", "model_version"];
     for (kind, own) in [
         ("embeddings", &["embedding", "first_offset", "last_offset", "topic"][..]),
-        ("anomalies", &["score", "p_value", "alert", "causes", "missing", "warm"]),
+        ("anomalies", &["score", "p_value", "alert", "causes", "missing", "warm", "change_point"]),
     ] {
         let rows = python(READ, &arguments(&[&brokers(), &plant.topic(kind)]));
         let rows: Vec<Value> =

@@ -82,7 +82,7 @@ fn outputs() -> Outputs {
                 Vec::new()
             },
             missing: if alert { vec!["speed".into()] } else { Vec::new() },
-            turn: false,
+            turn: alert,
             warm: row >= 10,
         });
     }
@@ -112,7 +112,8 @@ expected = {
     "model_version": pa.int64(), "embedding": pa.list_(pa.float32(), 4), "score": pa.float64(),
     "p_value": pa.float64(), "surprise": pa.float32(), "distance": pa.float32(),
     "residual": pa.float32(), "alert": pa.bool_(), "alert_id": pa.string(),
-    "causes": pa.list_(cause), "missing": pa.list_(pa.string()), "warm": pa.bool_(), "date": pa.dictionary(pa.int32(), pa.string()),
+    "causes": pa.list_(cause), "missing": pa.list_(pa.string()), "warm": pa.bool_(),
+    "change_point": pa.bool_(), "date": pa.dictionary(pa.int32(), pa.string()),
 }
 table = pq.read_table(sys.argv[1])
 assert {field.name: field.type for field in table.schema} == expected, table.schema
@@ -125,7 +126,7 @@ assert first["key"] == "press/4" and first["topic"] == "plant.sensors" and first
 assert first["window_end"] == noon, first["window_end"]
 assert first["window_start"] == noon - datetime.timedelta(seconds=63)
 assert first["embedding"] == [0.5, -0.5, 0.5, 0.5]
-assert first["alert"] and first["alert_id"] == "alert-0" and not first["warm"]
+assert first["change_point"] and first["alert"] and first["alert_id"] == "alert-0" and not first["warm"]
 assert first["causes"] == [{"channel": "pressure", "share": 0.75}, {"channel": "temperature", "share": 0.25}]
 assert first["model_version"] == 42 and first["partition"] == 3
 assert rows[1]["alert_id"] is None and rows[1]["causes"] == []

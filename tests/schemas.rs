@@ -71,9 +71,11 @@ fn anomalies_have_the_fields_of_the_contract_in_its_order() {
             "missing",
             "model_version",
             "warm",
+            "change_point",
         ]
     );
     assert_eq!(type_of(&anomaly, "alert_id"), &json!(["null", "string"]));
+    assert_eq!(type_of(&anomaly, "change_point"), &json!(["null", "boolean"]));
     assert_eq!(names(&type_of(&anomaly, "causes")["items"]), ["channel", "share"]);
 }
 

@@ -848,7 +848,7 @@ pub(super) mod tests {
                 Cause { channel: "temperature".into(), share: 0.25 },
             ],
             missing: vec!["speed".into()],
-            turn: false,
+            turn: true,
             warm: true,
         }
     }

@@ -476,6 +476,7 @@ mod tests {
             Cause { channel: "temperature".into(), share: 0.25 },
         ];
         outputs.scores[0].missing = vec!["speed".into()];
+        outputs.scores[0].turn = true;
         sink.write(&outputs).unwrap();
         sink.write(&output("press-4", 8, LAST_SECOND_OF_JANUARY)).unwrap();
         sink.flush().unwrap();
@@ -523,6 +524,8 @@ mod tests {
         assert_eq!(rows["alert_id"].as_string::<i32>().value(0), "press-4/7");
         assert!(rows["alert_id"].is_null(1));
         assert!(rows["warm"].as_boolean().value(0));
+        let change_points: Vec<_> = rows["change_point"].as_boolean().iter().take(2).collect();
+        assert_eq!(change_points, [Some(true), Some(false)]);
         let causes = rows["causes"].as_list::<i32>();
         let first = causes.value(0);
         let first = first.as_struct();

@@ -12,9 +12,18 @@ use crate::sink::{Score, SegmentMeta};
 const MESSAGE_BYTES: u64 = 256 << 10;
 
 /// Columns of the Parquet files that a message does not have.
-const NOT_OF_EMBEDDINGS: [&str; 10] = [
-    "score", "p_value", "surprise", "distance", "residual", "alert", "alert_id", "causes",
-    "missing", "warm",
+const NOT_OF_EMBEDDINGS: [&str; 11] = [
+    "score",
+    "p_value",
+    "surprise",
+    "distance",
+    "residual",
+    "alert",
+    "alert_id",
+    "causes",
+    "missing",
+    "warm",
+    "change_point",
 ];
 const NOT_OF_ANOMALIES: [&str; 1] = ["embedding"];
 
@@ -136,7 +145,7 @@ mod tests {
         rows.write(Kind::Anomalies, &mut message).unwrap();
         let batch = read(&message);
         assert_eq!(batch.num_rows(), 1);
-        assert_eq!(names(&batch).len(), 20);
+        assert_eq!(names(&batch).len(), 21);
         assert!(!names(&batch).contains(&"embedding".to_owned()));
         assert_eq!(batch["score"].as_primitive::<Float64Type>().values(), &[0.75]);
     }

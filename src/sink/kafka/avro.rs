@@ -113,6 +113,8 @@ pub(super) fn anomaly(
     block(message, &score.missing, |message, channel| text(message, channel));
     long(message, model.cast_signed());
     message.push(score.warm.into());
+    long(message, 1);
+    message.push(score.turn.into());
 }
 
 /// The framing, and the fields that both records begin with.
@@ -201,6 +203,7 @@ mod tests {
             causes: Vec::new(),
             missing: Vec::new(),
             surprise: f32::NAN,
+            turn: false,
             ..score()
         };
         for score in [score(), calm] {
@@ -214,6 +217,7 @@ mod tests {
             assert_eq!(float("surprise").to_bits(), score.surprise.to_bits());
             assert_eq!((float("distance"), float("residual")), (score.distance, score.residual));
             assert_eq!((flag("alert"), flag("warm")), (score.alert, score.warm));
+            assert_eq!(flag("change_point"), score.turn);
             let id = batch["alert_id"].as_string::<i32>();
             assert_eq!(id.is_valid(0).then(|| id.value(0)), score.alert_id.as_deref());
             let causes = batch["causes"].as_list::<i32>().value(0);

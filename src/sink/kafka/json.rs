@@ -64,6 +64,7 @@ pub(super) struct AnomalyMessage<'a> {
     missing: &'a [Arc<str>],
     model_version: u64,
     warm: bool,
+    change_point: bool,
 }
 
 impl<'a> AnomalyMessage<'a> {
@@ -90,6 +91,7 @@ impl<'a> AnomalyMessage<'a> {
             missing: &score.missing,
             model_version: model,
             warm: score.warm,
+            change_point: score.turn,
         }
     }
 }
@@ -147,7 +149,7 @@ mod tests {
                 r#""window_end":1700000063000000,"sequence":11,"score":0.75,"p_value":0.001,"#,
                 r#""surprise":2.5,"distance":0.125,"residual":6.0,"alert":true,"#,
                 r#""alert_id":"pump-7/11","causes":[{"channel":"vibration","share":0.75},"#,
-                r#"{"channel":"temperature","share":0.25}],"missing":["speed"],"model_version":5,"warm":true}"#
+                r#"{"channel":"temperature","share":0.25}],"missing":["speed"],"model_version":5,"warm":true,"change_point":true}"#
             )
         );
     }

@@ -59,6 +59,8 @@ pub(in crate::sink) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError>
         Field::new("causes", DataType::List(cause_field()), false),
         Field::new("missing", DataType::List(missing_field()), false),
         Field::new("warm", DataType::Boolean, false),
+        // Files of earlier versions lack it.
+        Field::new("change_point", DataType::Boolean, true),
     ])))
 }
 
@@ -150,6 +152,7 @@ struct Columns {
     cause_ends: Vec<i32>,
     missing: ListBuilder<StringBuilder>,
     warm: Vec<bool>,
+    change_point: Vec<bool>,
 }
 
 impl Rows {
@@ -200,6 +203,7 @@ impl Rows {
         }
         columns.missing.append(true);
         columns.warm.push(score.warm);
+        columns.change_point.push(score.turn);
     }
 
     /// All rows as a batch; none are left.
@@ -243,6 +247,7 @@ impl Rows {
                 causes(columns.cause_channel, columns.cause_share, columns.cause_ends)?,
                 missing(columns.missing),
                 Arc::new(BooleanArray::from(columns.warm)),
+                Arc::new(BooleanArray::from(columns.change_point)),
             ],
         )
     }
