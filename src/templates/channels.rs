@@ -10,7 +10,7 @@ use super::miner::Found;
 /// | channel | what it is |
 /// | --- | --- |
 /// | `severity` | from 0 (debug) to 7 (emergency); missing where it is not known |
-/// | `silence` | root of the seconds since the key's line before; missing for its first |
+/// | `silence` | seconds since the key's line before; missing for its first |
 /// | `rarity` | `-ln` of the share of the line's template among the lane's lines of late |
 /// | `novelty` | `ln` of how many times as old as the template the lane is, in lines |
 /// | `parameters` | `ln(1 + n)`, n parameters of the line |
@@ -52,9 +52,10 @@ pub const ALARM: usize = 6;
 /// bursts comes first, and a burst of harmless lines stays harmless.
 const BURST_WEIGHT: f32 = 0.1;
 
-/// The value of `silence` after so many microseconds.
+/// The value of `silence` after so many microseconds. Not their root or logarithm: among other
+/// channels' changes, a pause of minutes then hardly shows.
 pub fn silence(micros: i64) -> f32 {
-    (micros.max(0) as f64 / 1e6).sqrt() as f32
+    (micros.max(0) as f64 / 1e6) as f32
 }
 
 /// The channels of a line, without `silence`. `severity` is NaN where it is not known,
@@ -140,6 +141,6 @@ mod tests {
         assert_eq!(channels[2..8], [1.0, 2.0, 0.0, 0.5, 0.5, 0.25]);
         let severe = describe(&found, &[0.25; CODES], 3.0, 2.0);
         assert_eq!([severe[0], severe[ALARM]], [3.0, 2.5]);
-        assert_eq!([silence(4_000_000), silence(-5)], [2.0, 0.0]);
+        assert_eq!([silence(4_000_000), silence(-5)], [4.0, 0.0]);
     }
 }
