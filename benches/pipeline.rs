@@ -107,7 +107,7 @@ fn stages(criterion: &mut Criterion) {
     for encoder in ["tcn", "mlp"] {
         let pipeline = pipeline(encoder);
         let mut core = Core::new(&pipeline);
-        core.process(&seen, || true, |outputs| drop(black_box(outputs))).expect("no store");
+        core.process(&seen, |_| true, |outputs| drop(black_box(outputs))).expect("no store");
         for (name, train) in [("embed, score", false), ("embed, score, train", true)] {
             group.bench_function(format!("decode, window, {name} ({encoder})"), |bencher| {
                 bencher.iter_batched(
@@ -115,7 +115,7 @@ fn stages(criterion: &mut Criterion) {
                     |(mut core, segmenter)| {
                         let mut fresh = Ingest { segmenter, ..Ingest::new(&base) };
                         let segments = fresh.segments(&batches);
-                        core.process(&segments, || train, |outputs| drop(black_box(outputs)))
+                        core.process(&segments, |_| train, |outputs| drop(black_box(outputs)))
                             .expect("no store");
                         core
                     },
@@ -137,7 +137,7 @@ fn training(criterion: &mut Criterion) {
         let mut ingest = Ingest::new(&pipeline);
         let seen = ingest.segments(&messages(&mut plant, &pipeline, SEEN));
         let mut core = Core::new(&pipeline);
-        core.process(&seen, || true, |outputs| drop(black_box(outputs))).expect("no store");
+        core.process(&seen, |_| true, |outputs| drop(black_box(outputs))).expect("no store");
         group.bench_function(format!("step ({encoder})"), |bencher| {
             bencher.iter(|| core.train());
         });

@@ -107,7 +107,7 @@ fn measure(kind: &str, pipeline: &Pipeline, segments: u64) -> anyhow::Result<()>
         let found = segmenter.push(&stream.next_batch()?)?;
         core.process(
             &found,
-            || true,
+            |_| true,
             |outputs| {
                 for (segment, score) in outputs.segments.iter().zip(&outputs.scores) {
                     if !score.warm {

@@ -371,7 +371,7 @@ mod tests {
         let mut take = |segments: &Segments| {
             let taken = core.process(
                 segments,
-                || true,
+                |_| true,
                 |outputs| {
                     let rows = outputs.embeddings.chunks(16);
                     for (meta, row) in outputs.segments.iter().zip(rows) {

@@ -296,7 +296,7 @@ impl Verdicts {
             // Training must not depend on how fast this machine is.
             core.process(
                 &first,
-                || true,
+                |_| true,
                 |outputs| {
                     for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
                         let own = owns.next().unwrap_or_default();

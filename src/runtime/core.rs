@@ -96,6 +96,25 @@ pub struct Effort {
     pub learning: Duration,
 }
 
+impl Effort {
+    /// Adds another's, of which this one's share in the sum is `kept`.
+    pub fn follow(&mut self, newer: &Self, kept: f64) {
+        self.scoring = self.scoring.mul_f64(kept) + newer.scoring;
+        self.learning = self.learning.mul_f64(kept) + newer.learning;
+    }
+
+    /// Seconds of both.
+    pub fn seconds(&self) -> f64 {
+        (self.scoring + self.learning).as_secs_f64()
+    }
+
+    /// Share of the time that learning took, together with `more`.
+    pub fn learning_share(&self, more: &Self) -> f64 {
+        let learning = (self.learning + more.learning).as_secs_f64();
+        learning / (self.seconds() + more.seconds()).max(1e-9)
+    }
+}
+
 impl Core {
     /// An untrained one.
     pub fn new(pipeline: &config::Pipeline) -> Self {
@@ -242,7 +261,7 @@ impl Core {
 
     /// Embeds and scores segments of one lane, then learns from them; `deliver` gets the results in
     /// order, in batches that one version of the model made. `may_train` is asked before each
-    /// training step.
+    /// training step, and told what this call has taken so far.
     ///
     /// The results do not depend on how many segments come at once. A lane that was not opened
     /// begins without keys.
@@ -252,7 +271,7 @@ impl Core {
     pub fn process(
         &mut self,
         segments: &Segments,
-        mut may_train: impl FnMut() -> bool,
+        mut may_train: impl FnMut(&Effort) -> bool,
         mut deliver: impl FnMut(Outputs),
     ) -> Result<Effort, CheckpointError> {
         let mut effort = Effort::default();
@@ -284,7 +303,7 @@ impl Core {
                 model_version: learner.version(),
             };
             gather(trajectories, (keys, clock), &outputs, &embedded.slots, ended)?;
-            learner.learn(keys, &embedded, may_train());
+            learner.learn(keys, &embedded, may_train(&effort));
             effort.learning += scored.elapsed();
             deliver(outputs);
         }
@@ -416,7 +435,7 @@ mod tests {
         for batch in batches {
             core.process(
                 batch,
-                || true,
+                |_| true,
                 |outputs| {
                     let embeddings = outputs.embeddings.chunks(32);
                     for (embedding, score) in embeddings.zip(&outputs.scores) {

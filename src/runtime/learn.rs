@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::core::{Core, SavedCore};
+use super::core::{Core, Effort, SavedCore};
 use super::deliver::{Delivery, Epoch};
 use super::feed::{Commit, Freight, Ordered};
 use super::ingest::Ingested;
@@ -33,13 +33,13 @@ pub struct Learn<'a> {
     /// Whether records come no matter how fast this process is, so that training may have to give
     /// way. A replay waits instead: what it learns must not depend on the machine's speed.
     live: bool,
-    /// Recent share of the time that learning took.
-    share: f64,
+    /// Of late.
+    effort: Effort,
     summary: Summary,
 }
 
-/// Weight of the last batch in the recent share of learning.
-const RECENT: f64 = 0.1;
+/// Seconds of work over which the share of learning is forgotten.
+const RECENT: f64 = 5.0;
 
 impl<'a> Learn<'a> {
     pub fn new(
@@ -64,7 +64,7 @@ impl<'a> Learn<'a> {
             backlog,
             taught,
             live,
-            share: 0.0,
+            effort: Effort::default(),
             summary,
         }
     }
@@ -125,8 +125,8 @@ impl<'a> Learn<'a> {
             let letters = Delivery::DeadLetters(ingested.dead_letters, Arc::clone(freight));
             self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)?;
         }
-        let (share, most) = (self.share, f64::from(self.pipeline.training.max_share));
-        let may_train = || !lagging || share <= most;
+        let (before, most) = (self.effort, f64::from(self.pipeline.training.max_share));
+        let may_train = |effort: &Effort| !lagging || before.learning_share(effort) <= most;
         let Self { core, deliveries, summary, .. } = self;
         let mut delivered = Ok(());
         let skipped = core.learner().skipped_steps();
@@ -146,7 +146,7 @@ impl<'a> Learn<'a> {
             let (scoring, learning) = (effort.scoring.as_secs_f64(), effort.learning.as_secs_f64());
             metrics::histogram!(telemetry::LEARNER_SCORING_SECONDS).record(scoring);
             metrics::histogram!(telemetry::LEARNER_STEP_SECONDS).record(learning);
-            self.share += RECENT * (learning / (scoring + learning).max(1e-9) - self.share);
+            self.effort.follow(&effort, (-effort.seconds() / RECENT).exp());
         }
         let learner = self.core.learner();
         metrics::counter!(telemetry::LEARNER_SKIPPED_STEPS)
