@@ -294,8 +294,7 @@ impl Core {
             let began = Instant::now();
             let mut embedded = learner.embed(keys, segments, range.clone());
             let scores = scorer.score(keys, segments, range.clone(), &embedded, learner);
-            let scored = Instant::now();
-            effort.scoring += scored - began;
+            effort.scoring += began.elapsed();
             let outputs = Outputs {
                 segments: segments.meta[range].to_vec(),
                 embeddings: std::mem::take(&mut embedded.embeddings),
@@ -303,9 +302,11 @@ impl Core {
                 model_version: learner.version(),
             };
             gather(trajectories, (keys, clock), &outputs, &embedded.slots, ended)?;
-            learner.learn(keys, &embedded, may_train(&effort));
-            effort.learning += scored.elapsed();
+            // Before a training step, which may take many times as long as scoring did.
             deliver(outputs);
+            let began = Instant::now();
+            learner.learn(keys, &embedded, may_train(&effort));
+            effort.learning += began.elapsed();
         }
         keys.shrink(|_| {})?;
         Ok(effort)

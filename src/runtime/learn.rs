@@ -78,7 +78,8 @@ impl<'a> Learn<'a> {
                     let freight = Arc::new(freight);
                     let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
-                    let lagging = self.live && waiting + 1 >= QUEUE;
+                    // Half full: the source fills it up again a little later than there is room.
+                    let lagging = self.live && 2 * (waiting + 1) >= QUEUE;
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
                     self.take_labels(&freight)?;
                     self.process(ingested, &freight, lagging)?;
