@@ -1,16 +1,16 @@
 //! The learner alone: training steps and embeddings of segments of 8 channels and 64 samples.
 //!
 //! `cargo bench --bench learner [-- FILTER]` prints one line a case, `name microseconds`: the median
-//! of 31 runs (`RUNS`) after 5. A step is 256 pairs against a queue of 4096 and everything that belongs to it:
+//! of 31 runs (`RUNS`) after 5 (`BEFORE`). A step is 256 pairs against a queue of 4096 and everything that belongs to it:
 //! drawing and augmenting, both encoders, the loss, the gradient, Adam, the momentum update.
-//! `scripts/peers/learner.py` does the same with others.
+//! `scripts/peers/learner.py` does the same in JAX. `yardstick` is a product of two matrices of 256 x 256.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use contrastream::config::Pipeline;
 use contrastream::keys::Keys;
-use contrastream::learner::{KeyState, Learner};
+use contrastream::learner::{KeyState, Learner, Matrix, multiply};
 use contrastream::sink::SegmentMeta;
 use contrastream::source::Lane;
 use contrastream::window::Segments;
@@ -63,32 +63,47 @@ fn is_wanted(name: &str) -> bool {
     wanted.is_none_or(|wanted| name.contains(&wanted) || wanted.starts_with(name))
 }
 
+/// Runs before the first that counts.
+const BEFORE: usize = 5;
+
+fn count(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |count| count.parse().expect("a number"))
+}
+
 fn measure(name: &str, mut run: impl FnMut()) {
     if !is_wanted(name) {
         return;
     }
-    let runs = std::env::var("RUNS").map_or(31, |runs| runs.parse().expect("a number"));
-    let mut times: Vec<f64> = (0..runs + 5)
+    (0..count("BEFORE", BEFORE)).for_each(|_| run());
+    let mut times: Vec<f64> = (0..count("RUNS", 31))
         .map(|_| {
             let began = Instant::now();
             run();
             began.elapsed().as_secs_f64() * 1e6
         })
-        .skip(5)
         .collect();
     times.sort_by(f64::total_cmp);
-    println!("{name} {:.1}", times[times.len() / 2]);
+    println!("{name} {:.1}", times.get(times.len() / 2).unwrap_or(&f64::NAN));
 }
 
 fn main() {
-    let segments = segments(64);
+    // What the processor multiplies in a while, to hold the rest against.
+    let factor = vec![0.5; 256 * 256];
+    let mut product = vec![0.0; 256 * 256];
+    measure("yardstick", || {
+        let factor = Matrix::new(black_box(&factor), 256, 256);
+        multiply(&mut product, false, factor, factor);
+    });
+    // Fewer where every instruction is counted.
+    let (rounds, steps) = if count("BEFORE", BEFORE) > 0 { (64, 20) } else { (8, 1) };
+    let segments = segments(rounds);
     for encoder in ["mlp", "tcn"].into_iter().filter(|encoder| is_wanted(encoder)) {
         let mut learner = Learner::new(&pipeline(encoder));
         let mut keys: Keys<KeyState> = Keys::new(1000, None);
         let embedded = learner.embed(&mut keys, &segments, 0..segments.len());
         learner.learn(&mut keys, &embedded, false);
         // Until the queue is full.
-        (0..20).for_each(|_| learner.step());
+        (0..steps).for_each(|_| learner.step());
         measure(&format!("{encoder}-step"), || learner.step());
         for batch in [1, 32, 256] {
             let values = &embedded.values[..batch * CHANNELS * LENGTH];

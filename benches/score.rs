@@ -1,7 +1,7 @@
 //! Embedding and scoring of segments, without training: microseconds a segment, one thread.
 //!
 //! `cargo bench --bench score [-- FILTER]` prints one line a case, `name microseconds`: the median of 31
-//! runs (`RUNS`) of 2048 segments after 20,480. Segments are 64 samples of 8 channels, of 64 keys in turn,
+//! runs (`RUNS`) of 2048 segments after 10 (`BEFORE`). Segments are 64 samples of 8 channels, of 64 keys in turn,
 //! every 8 samples; what is scored is as in `pipelines/sensor.toml`.
 
 use std::hint::black_box;
@@ -20,9 +20,8 @@ const CHANNELS: usize = 8;
 const LENGTH: usize = 64;
 const STRIDE: usize = 8;
 const KEYS: usize = 64;
-/// Segments of each key in one run, and in the runs before the first that counts.
+/// Segments of each key in one run.
 const ROUNDS: usize = 32;
-const BEFORE: usize = 10;
 
 fn pipeline(encoder: &str) -> Pipeline {
     let channels: Vec<String> = (0..CHANNELS).map(|channel| format!("\"c{channel}\"")).collect();
@@ -85,7 +84,10 @@ impl Stream {
 
 fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let runs = std::env::var("RUNS").map_or(31, |runs| runs.parse().expect("a number"));
+    let count = |name: &str, usual: usize| {
+        std::env::var(name).map_or(usual, |count| count.parse().expect("a number"))
+    };
+    let (before, runs) = (count("BEFORE", 10), count("RUNS", 31));
     for encoder in ["mlp", "tcn"] {
         let name = format!("{encoder}-score");
         if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {
@@ -93,7 +95,7 @@ fn main() {
         }
         let mut core = Core::new(&pipeline(encoder));
         let mut stream = Stream::new();
-        let mut times: Vec<f64> = (0..BEFORE + runs)
+        let mut times: Vec<f64> = (0..before + runs)
             .map(|_| {
                 let segments = stream.next();
                 let began = Instant::now();
@@ -101,9 +103,9 @@ fn main() {
                     .expect("no store");
                 began.elapsed().as_secs_f64() * 1e6 / segments.len() as f64
             })
-            .skip(BEFORE)
+            .skip(before)
             .collect();
         times.sort_by(f64::total_cmp);
-        println!("{name} {:.2}", times[times.len() / 2]);
+        println!("{name} {:.2}", times.get(times.len() / 2).unwrap_or(&f64::NAN));
     }
 }
