@@ -158,11 +158,14 @@ fn pipeline(train: &Split, overrides: &[String]) -> anyhow::Result<Pipeline> {
         lateness = '0s'
         [model]
         standardise = 'all'
+        blocks = 7
+        pool = 'every'
         embedding = 320
         queue = 2048
         [training]
         batch = 64
         every = 4
+        learning_rate = 1e-4
         [sink.parquet]
         path = 'unused'",
         train.path.display(),

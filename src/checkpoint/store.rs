@@ -591,7 +591,7 @@ mod tests {
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         fs::write(path(folder.path(), "1.checkpoint"), bytes).expect("writable");
         let error = store.latest("plant", true).expect_err("refused").to_string();
-        assert!(error.contains("format 7, this program reads format 5"), "{error}");
+        assert!(error.contains("format 7, this program reads format 6"), "{error}");
     }
 
     #[test]

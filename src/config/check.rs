@@ -18,6 +18,8 @@ const LONGEST_NAME: usize = LONGEST_TOPIC - ".dead-letters".len();
 // that far.
 const LONGEST_WINDOW: usize = 1 << 16;
 const WIDEST: usize = 1 << 14;
+/// Most blocks: their dilations are below this power of two.
+const MOST_BLOCKS: usize = 16;
 const LARGEST_BATCH: usize = 1 << 16;
 const LARGEST_MEMORY: usize = 1 << 24;
 const MOST_MACHINES: usize = 1_000_000;
@@ -495,6 +497,7 @@ fn check_registry(pipeline: &Pipeline) -> Result<(), Conflict> {
 
 fn check_model(model: &Model) -> Result<(), Conflict> {
     within("model.hidden", model.hidden, 1, WIDEST)?;
+    within("model.blocks", model.blocks, 1, MOST_BLOCKS)?;
     within("model.embedding", model.embedding, 2, WIDEST)?;
     ensure(model.projection.last().is_some_and(|width| *width >= 2), || {
         let value = format!("{:?}", model.projection);
@@ -754,6 +757,7 @@ mod tests {
             ("windows.max_keys=0", "windows.max_keys = 0: expected at least 1"),
             ("pairs.max_distance=0", "pairs.max_distance = 0: expected at least 1"),
             ("model.hidden=0", "model.hidden = 0: expected at least 1"),
+            ("model.blocks=40", "model.blocks = 40: expected at most 16"),
             ("model.embedding=1", "model.embedding = 1: expected at least 2"),
             ("model.projection=[]", "model.projection = []: expected at least one width"),
             ("model.projection=[0, 8]", "model.projection = 0: expected at least 1"),

@@ -266,6 +266,10 @@ pub struct Model {
     pub input: Input,
     /// Width of the hidden layers.
     pub hidden: usize,
+    /// Most blocks of the `tcn`: their dilations double while they fit into the window.
+    pub blocks: usize,
+    /// Which of the `tcn`'s blocks an embedding is made of.
+    pub pool: Pooling,
     /// Length of an embedding.
     pub embedding: usize,
     /// Widths of the projection head's layers; the last one is the space of the loss.
@@ -287,6 +291,18 @@ pub enum Encoder {
     Tcn,
     /// Dense layers over the flattened segment.
     Mlp,
+}
+
+/// Which blocks of the temporal convolutional network are pooled over time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// The last one.
+    #[default]
+    Last,
+    /// Every one and what the first one reads, side by side: hypercolumns (Hariharan et al. 2015).
+    /// What is short keeps a place of its own beside what is long.
+    Every,
 }
 
 /// What values are standardised by.
@@ -655,6 +671,8 @@ impl Default for Model {
             standardise: Standardise::Key,
             input: Input::Values,
             hidden: 32,
+            blocks: 4,
+            pool: Pooling::Last,
             embedding: 64,
             projection: vec![128, 64],
             queue: 4096,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::graph::{Graph, NamedTensor, Node, Parameter};
 use super::layers::{Activation, Convolution, Dense, Moments, pool};
-use crate::config;
+use crate::config::{self, Pooling};
 
 /// Segments `[segments, channels, time]`, standardised, NaN where missing.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ impl Encoder {
     /// All tensors, by name.
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         match self {
-            Self::Tcn(Tcn { lift, blocks, head }) => {
+            Self::Tcn(Tcn { lift, blocks, head, .. }) => {
                 let mut tensors = lift.tensors("encoder.lift");
                 for (number, block) in blocks.iter().enumerate() {
                     tensors.extend(block.tensors(&format!("encoder.blocks.{number}")));
@@ -88,24 +88,27 @@ impl Encoder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tcn {
     lift: Convolution,
+    /// Their dilations double from 1 on while they fit into the segment.
     blocks: Vec<Convolution>,
     head: Dense,
+    pooling: Pooling,
 }
 
 impl Tcn {
-    /// Most residual layers; their dilations double from 1 on while they fit into the segment.
-    const BLOCKS: u32 = 4;
-
     fn new(model: &config::Model, channels: usize, time: usize, rng: &mut impl Rng) -> Self {
         let width = model.hidden;
         let lift = Convolution::new(2 * channels, width, 1, false, rng);
-        let blocks = (0..Self::BLOCKS)
+        let blocks: Vec<Convolution> = (0..model.blocks)
             .map(|block| 1_usize << block)
             .filter(|dilation| *dilation == 1 || 2 * dilation < time)
             .map(|dilation| Convolution::new(width, width, dilation, true, rng))
             .collect();
-        let head = Dense::new(2 * width, model.embedding, Activation::Linear, rng);
-        Self { lift, blocks, head }
+        let pooled = match model.pool {
+            Pooling::Last => 1,
+            Pooling::Every => 1 + blocks.len(),
+        };
+        let head = Dense::new(pooled * 2 * width, model.embedding, Activation::Linear, rng);
+        Self { lift, blocks, head, pooling: model.pool }
     }
 
     fn forward(&self, graph: &mut Graph, views: Views<'_>) -> Node {
@@ -114,11 +117,15 @@ impl Tcn {
         let (values, observed) = by_moment(views, moments);
         let input = graph.constant(values, moments.rows(), 2 * views.channels);
         let mut hidden = self.lift.forward(graph, &input, moments);
+        let mut pooled = Vec::new();
         for block in &self.blocks {
+            if self.pooling == Pooling::Every {
+                pooled.push(pool(graph, &hidden, moments, &observed));
+            }
             hidden = block.forward(graph, &hidden, moments);
         }
-        let pooled = pool(graph, &hidden, moments, &observed);
-        self.head.forward(graph, &pooled)
+        pooled.push(pool(graph, &hidden, moments, &observed));
+        self.head.forward_parts(graph, &pooled.iter().collect::<Vec<_>>())
     }
 
     fn parameters(&mut self) -> impl Iterator<Item = &mut Parameter> {
@@ -203,9 +210,10 @@ mod tests {
     use rand_pcg::Pcg64Mcg;
 
     fn encoders() -> Vec<Encoder> {
-        [config::Encoder::Tcn, config::Encoder::Mlp]
-            .map(|encoder| {
-                let model = config::Model { encoder, ..config::Model::default() };
+        use config::Encoder::{Mlp, Tcn};
+        [(Tcn, Pooling::Last), (Tcn, Pooling::Every), (Mlp, Pooling::Last)]
+            .map(|(encoder, pool)| {
+                let model = config::Model { encoder, pool, ..config::Model::default() };
                 Encoder::new(&model, 2, 8, &mut Pcg64Mcg::seed_from_u64(1))
             })
             .into()
@@ -246,6 +254,20 @@ mod tests {
         for encoder in encoders() {
             assert!(embed(&encoder, &[f32::NAN; 16]).iter().all(|value| value.is_finite()));
         }
+    }
+
+    #[test]
+    fn blocks_double_their_dilation_while_they_fit_into_the_segment() {
+        let dilations = |blocks: usize, time: usize| -> Vec<usize> {
+            let model = config::Model { blocks, ..config::Model::default() };
+            match Encoder::new(&model, 1, time, &mut Pcg64Mcg::seed_from_u64(1)) {
+                Encoder::Tcn(tcn) => tcn.blocks.iter().map(Convolution::dilation).collect(),
+                Encoder::Mlp(_) => Vec::new(),
+            }
+        };
+        assert_eq!(dilations(4, 64), [1, 2, 4, 8]);
+        assert_eq!(dilations(16, 64), [1, 2, 4, 8, 16]);
+        assert_eq!(dilations(4, 2), [1]);
     }
 
     #[test]
