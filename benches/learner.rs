@@ -60,7 +60,11 @@ fn segments(rounds: u64) -> Segments {
 /// Whether a case, or all cases whose names begin so, are wanted.
 fn is_wanted(name: &str) -> bool {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    wanted.is_none_or(|wanted| name.contains(&wanted) || wanted.starts_with(name))
+    wanted.is_none_or(|wanted| {
+        name.contains(&wanted)
+            || wanted.starts_with(name)
+            || !wanted.contains('-') && !name.contains('-')
+    })
 }
 
 /// Runs before the first that counts.

@@ -138,17 +138,29 @@ macro_rules! vectorised {
 
 pub(super) use vectorised;
 
-/// Sum of `values` in sixteen lanes: vectorisable, and the same on every run.
+/// Sum of `values` in 64 lanes, several vectors' worth, so that one addition need not wait for the
+/// last: vectorisable, and the same on every run.
 #[inline(always)]
 pub fn sum(values: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    let (chunks, rest) = values.as_chunks::<16>();
+    let mut lanes = [0.0_f32; 64];
+    let (chunks, rest) = values.as_chunks::<64>();
     for chunk in chunks {
         for (lane, value) in lanes.iter_mut().zip(chunk) {
             *lane += value;
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += value;
+    }
+    let mut halves = lanes.len() / 2;
+    while halves > 0 {
+        let (low, high) = lanes.split_at_mut(halves);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        halves /= 2;
+    }
+    lanes[0]
 }
 
 /// Inner product of two slices of one length, in sixteen lanes.
