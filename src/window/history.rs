@@ -49,27 +49,31 @@ pub(super) struct Last {
 
 impl Last {
     /// Puts the last values where values at `time` (microseconds) are missing, as far as `rules`
-    /// let them stand in, and returns `ln(1 + seconds)` since each channel was observed; NaN for
-    /// one that never was.
-    pub fn carry(&mut self, rules: &[ChannelRules], time: i64, values: &mut [f32]) -> Vec<f32> {
+    /// let them stand in, and writes `ln(1 + seconds)` since each channel was observed to `ages`,
+    /// which may be empty; NaN for one that never was.
+    pub fn carry(
+        &mut self,
+        rules: &[ChannelRules],
+        time: i64,
+        values: &mut [f32],
+        ages: &mut [f32],
+    ) {
         self.values.resize(values.len(), None);
-        let mut ages = Vec::with_capacity(values.len());
+        ages.fill(f32::NAN);
         for (at, (last, value)) in self.values.iter_mut().zip(values).enumerate() {
             if !value.is_nan() {
                 *last = Some((*value, time));
             }
-            let Some((known, seen)) = *last else {
-                ages.push(f32::NAN);
-                continue;
-            };
+            let Some((known, seen)) = *last else { continue };
             let age = time.saturating_sub(seen).max(0);
             let carry = rules.get(at).and_then(|rules| rules.carry);
             if value.is_nan() && carry.is_some_and(|carry| age <= carry) {
                 *value = known;
             }
-            ages.push((age as f64 / 1e6).ln_1p() as f32);
+            if let Some(place) = ages.get_mut(at) {
+                *place = (age as f64 / 1e6).ln_1p() as f32;
+            }
         }
-        ages
     }
 }
 
@@ -109,8 +113,8 @@ mod tests {
         let mut seen = Vec::new();
         for (second, value) in [f32::NAN, 7.0, f32::NAN, f32::NAN, f32::NAN, 8.0].iter().enumerate()
         {
-            let mut values = [*value];
-            let ages = last.carry(&rules, second as i64 * SECOND, &mut values);
+            let (mut values, mut ages) = ([*value], [0.0]);
+            last.carry(&rules, second as i64 * SECOND, &mut values, &mut ages);
             seen.push((values[0], ages[0].exp_m1().round()));
         }
         assert!(seen[0].0.is_nan() && seen[0].1.is_nan());
@@ -122,9 +126,9 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_is_carried_though_ages_are_told() {
         let mut last = Last::default();
-        last.carry(&[], 0, &mut [1.0]);
-        let mut values = [f32::NAN];
-        let ages = last.carry(&[], 3 * SECOND, &mut values);
+        last.carry(&[], 0, &mut [1.0], &mut []);
+        let (mut values, mut ages) = ([f32::NAN], [0.0]);
+        last.carry(&[], 3 * SECOND, &mut values, &mut ages);
         assert!(values[0].is_nan());
         assert_eq!(ages[0].exp_m1().round(), 3.0);
     }

@@ -1,11 +1,12 @@
 //! The open window of one key.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::history::{Last, Unchanged};
+use super::pending::{Head, Pending};
+use super::transpose::transpose;
 use super::{ChannelRules, SegmentTemplate, Segments, WindowShape, WindowStats};
 use crate::sink::SegmentMeta;
 use crate::source::Lane;
@@ -24,13 +25,12 @@ pub(super) struct Cut<'a> {
 }
 
 /// What one record is, once it has a key.
-#[derive(Clone, Copy)]
 pub(super) struct Record<'a> {
     /// Microseconds since the epoch.
     pub time: i64,
     pub offset: i64,
-    /// Per measured channel; NaN is missing.
-    pub values: &'a [f32],
+    /// Per measured channel; NaN is missing, and what is not believed becomes so.
+    pub values: &'a mut [f32],
     /// Of a line: its template.
     pub tag: Option<Tag>,
 }
@@ -51,9 +51,12 @@ pub(super) struct KeyWindow {
     /// Late records in a row, and the newest time among them.
     late_streak: usize,
     late_newest: i64,
-    /// Samples ahead of the watermark, by (time, arrival).
-    pending: VecDeque<Sample>,
-    bin: Option<Bin>,
+    /// Samples ahead of the watermark.
+    pending: Pending,
+    bin: Option<Box<Bin>>,
+    /// The last bin, for the next one to be made of.
+    #[serde(skip)]
+    spare: Option<Box<Bin>>,
     ring: Ring,
     /// Event time of the last sample in the ring.
     last: Option<i64>,
@@ -63,15 +66,6 @@ pub(super) struct KeyWindow {
     history: Last,
     /// Event time of the last line.
     last_line: Option<i64>,
-}
-
-/// A record's values on their way into the ring; NaN is missing.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Sample {
-    time: i64,
-    offset: i64,
-    values: Box<[f32]>,
-    tag: Option<Tag>,
 }
 
 /// The resampling bin being filled: it covers `[start, start + width)`.
@@ -90,16 +84,25 @@ struct Bin {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Ring {
     /// `[time, channels]`, in ring order.
-    values: Vec<f32>,
-    times: Vec<i64>,
-    /// Smallest and largest offset behind each sample.
-    offsets: Vec<(i64, i64)>,
+    values: Box<[f32]>,
+    origins: Box<[Origin]>,
     /// Template of each sample; empty where records are no lines.
-    tags: Vec<Option<Tag>>,
+    tags: Box<[Option<Tag>]>,
     /// Samples since the run began.
     seen: u64,
     /// Samples since the last segment.
     fresh: usize,
+    /// Samples since offsets last fell from one to the next, at most as many as of the run.
+    rising: u64,
+}
+
+/// Where a sample is from.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Origin {
+    time: i64,
+    /// Smallest and largest offset behind it.
+    first: i64,
+    last: i64,
 }
 
 impl KeyWindow {
@@ -108,15 +111,16 @@ impl KeyWindow {
             newest: None,
             late_streak: 0,
             late_newest: i64::MIN,
-            pending: VecDeque::new(),
+            pending: Pending::default(),
             bin: None,
+            spare: None,
             ring: Ring {
-                values: vec![f32::NAN; shape.length * shape.channels],
-                times: vec![0; shape.length],
-                offsets: vec![(0, 0); shape.length],
-                tags: if shape.lines { vec![None; shape.length] } else { Vec::new() },
+                values: vec![f32::NAN; shape.length * shape.channels].into(),
+                origins: vec![Origin::default(); shape.length].into(),
+                tags: if shape.lines { vec![None; shape.length] } else { Vec::new() }.into(),
                 seen: 0,
                 fresh: 0,
+                rising: 0,
             },
             last: None,
             sequence: first_sequence,
@@ -130,6 +134,15 @@ impl KeyWindow {
     /// Whether samples wait for the watermark: without any, [`KeyWindow::advance`] does nothing.
     pub fn holds_samples_back(&self) -> bool {
         !self.pending.is_empty() || self.bin.is_some()
+    }
+
+    /// Reads of memory what the next sample needs, so that it is there by then; what is returned
+    /// has no meaning.
+    pub fn preview(&self, shape: &WindowShape) -> u32 {
+        let pending = if shape.lateness > 0 { self.pending.preview(shape.observed) } else { 0 };
+        let at = self.ring.place(shape);
+        let value = self.ring.values.get(at * shape.channels).map_or(0, |value| value.to_bits());
+        pending ^ value ^ self.ring.origins[at].time as u32
     }
 
     /// Sequence number of the next segment.
@@ -150,7 +163,7 @@ impl KeyWindow {
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
-        let Record { time, offset, values, tag } = record;
+        let time = record.time;
         let watermark = self.newest.map(|newest| newest.saturating_sub(cut.shape.lateness));
         if watermark.max(self.closed_until(cut.shape)).is_some_and(|final_until| time < final_until)
         {
@@ -176,8 +189,7 @@ impl KeyWindow {
         if cut.shape.lateness == 0 {
             self.take(cut, record, out, stats);
         } else {
-            let at = self.pending.partition_point(|sample| sample.time <= time);
-            self.pending.insert(at, Sample { time, offset, values: values.into(), tag });
+            self.pending.insert(time, record.offset, record.values, record.tag);
             self.release(cut, newest.saturating_sub(cut.shape.lateness), out, stats);
         }
         if let Some(width) = cut.shape.resample {
@@ -221,10 +233,17 @@ impl KeyWindow {
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
-        while self.pending.front().is_some_and(|sample| sample.time <= watermark) {
-            if let Some(Sample { time, offset, values, tag }) = self.pending.pop_front() {
-                self.take(cut, Record { time, offset, values: &values, tag }, out, stats);
-            }
+        if !self.pending.is_due(watermark) {
+            return;
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut take = |Head { time, offset, tag, .. }: Head, values: &mut [f32]| {
+            self.take(cut, Record { time, offset, values, tag }, out, stats);
+        };
+        while pending.pop(watermark, cut.shape.observed, &mut take) {}
+        // What is empty waits for nothing, maybe for long: it keeps no memory.
+        if !pending.is_empty() {
+            self.pending = pending;
         }
     }
 
@@ -236,25 +255,21 @@ impl KeyWindow {
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
-        let mut believed;
-        let values = if cut.shape.groups.is_empty() && !cut.shape.lines {
-            values
-        } else {
-            believed = values.to_vec();
-            if cut.shape.lines {
-                let last = self.last_line.replace(time);
-                let silence = last.map(|last| templates::silence(time.saturating_sub(last)));
-                believed[templates::SILENCE] = silence.unwrap_or(f32::NAN);
-            }
-            stats.stuck += self.unchanged.doubt(cut.rules(), time, &mut believed);
-            &believed
-        };
+        if cut.shape.lines {
+            let last = self.last_line.replace(time);
+            let silence = last.map(|last| templates::silence(time.saturating_sub(last)));
+            values[templates::SILENCE] = silence.unwrap_or(f32::NAN);
+        }
+        if !cut.shape.groups.is_empty() {
+            stats.stuck += self.unchanged.doubt(cut.rules(), time, values);
+        }
         let Some(width) = cut.shape.resample else {
             if self.is_gap(cut.shape.max_gap, time) {
                 self.start_run();
                 stats.gaps += 1;
             }
-            self.append(cut, time, (offset, offset), values, tag, out);
+            let origin = Origin { time, first: offset, last: offset };
+            self.append(cut, origin, tag, |sample| sample.copy_from_slice(values), out);
             return;
         };
         let start = time.div_euclid(width).saturating_mul(width);
@@ -265,8 +280,9 @@ impl KeyWindow {
             self.start_run();
             stats.gaps += 1;
         }
+        let spare = &mut self.spare;
         self.bin
-            .get_or_insert_with(|| Bin::new(start, offset, cut.shape.observed))
+            .get_or_insert_with(|| Bin::begin(spare.take(), start, offset, cut.shape.observed))
             .add(offset, values, tag);
     }
 
@@ -281,6 +297,7 @@ impl KeyWindow {
         self.run += 1;
         self.ring.seen = 0;
         self.ring.fresh = 0;
+        self.ring.rising = 0;
         self.last = None;
     }
 
@@ -291,7 +308,6 @@ impl KeyWindow {
             return;
         };
         if let Some(last) = self.last {
-            let missing = vec![f32::NAN; cut.shape.observed];
             let mut time = last.saturating_add(width);
             let (shape, missing_bins) =
                 (cut.shape, (bin.start.saturating_sub(time) / width) as u64);
@@ -308,36 +324,33 @@ impl KeyWindow {
                     self.ring.seen += rounds * round;
                     time = time.saturating_add(width.saturating_mul((rounds * round) as i64));
                 }
-                let offsets = (bin.first_offset, bin.first_offset);
-                self.append(cut, time, offsets, &missing, None, out);
+                let origin = Origin { time, first: bin.first_offset, last: bin.first_offset };
+                self.append(cut, origin, None, |sample| sample.fill(f32::NAN), out);
                 time = time.saturating_add(width);
             }
         }
-        let means = bin.means();
-        let offsets = (bin.first_offset, bin.last_offset);
-        self.append(cut, bin.start, offsets, &means, bin.tag, out);
+        let origin = Origin { time: bin.start, first: bin.first_offset, last: bin.last_offset };
+        self.append(cut, origin, bin.tag, |sample| bin.write_means(sample), out);
+        self.spare = Some(bin);
     }
 
-    /// Writes a sample to the ring and cuts a segment where the stride asks for one.
+    /// Writes a sample, whose measured channels `write` writes, to the ring and cuts a segment where
+    /// the stride asks for one.
     fn append(
         &mut self,
         cut: &Cut<'_>,
-        time: i64,
-        offsets: (i64, i64),
-        values: &[f32],
+        origin: Origin,
         tag: Option<Tag>,
+        write: impl FnOnce(&mut [f32]),
         out: &mut Segments,
     ) {
+        let time = origin.time;
         self.last = Some(time);
-        if cut.shape.groups.is_empty() && !cut.shape.time_since_last {
-            self.ring.write(cut.shape, time, offsets, values, tag);
-        } else {
-            let mut values = values.to_vec();
-            let ages = self.history.carry(cut.rules(), time, &mut values);
-            if cut.shape.time_since_last {
-                values.extend(ages);
-            }
-            self.ring.write(cut.shape, time, offsets, &values, tag);
+        let sample = self.ring.next(cut.shape, origin, tag);
+        let (observed, ages) = sample.split_at_mut(cut.shape.observed);
+        write(observed);
+        if !cut.shape.groups.is_empty() || cut.shape.time_since_last {
+            self.history.carry(cut.rules(), time, observed, ages);
         }
         let length = cut.shape.length as u64;
         let due = self.ring.seen >= length
@@ -363,15 +376,22 @@ impl KeyWindow {
 }
 
 impl Bin {
-    fn new(start: i64, offset: i64, channels: usize) -> Self {
-        Self {
-            start,
-            first_offset: offset,
-            last_offset: offset,
-            sums: vec![0.0; channels].into(),
-            counts: vec![0; channels].into(),
-            tag: None,
-        }
+    /// An empty bin, made of a `spare` one where there is one.
+    fn begin(spare: Option<Box<Self>>, start: i64, offset: i64, channels: usize) -> Box<Self> {
+        let mut bin = spare.unwrap_or_else(|| {
+            Box::new(Self {
+                start,
+                first_offset: offset,
+                last_offset: offset,
+                sums: vec![0.0; channels].into(),
+                counts: vec![0; channels].into(),
+                tag: None,
+            })
+        });
+        (bin.start, bin.first_offset, bin.last_offset, bin.tag) = (start, offset, offset, None);
+        bin.sums.fill(0.0);
+        bin.counts.fill(0);
+        bin
     }
 
     fn add(&mut self, offset: i64, values: &[f32], tag: Option<Tag>) {
@@ -390,29 +410,33 @@ impl Bin {
     }
 
     /// Mean per channel; NaN where nothing was observed.
-    fn means(&self) -> Vec<f32> {
-        self.sums.iter().zip(&self.counts).map(|(sum, n)| (sum / f64::from(*n)) as f32).collect()
+    fn write_means(&self, means: &mut [f32]) {
+        for ((mean, sum), count) in means.iter_mut().zip(&self.sums).zip(&self.counts) {
+            *mean = (sum / f64::from(*count)) as f32;
+        }
     }
 }
 
 impl Ring {
-    fn write(
-        &mut self,
-        shape: &WindowShape,
-        time: i64,
-        offsets: (i64, i64),
-        values: &[f32],
-        tag: Option<Tag>,
-    ) {
-        let at = (self.seen % shape.length as u64) as usize;
-        self.values[at * shape.channels..(at + 1) * shape.channels].copy_from_slice(values);
-        self.times[at] = time;
-        self.offsets[at] = offsets;
+    /// Where the next sample goes: to the oldest one's place, once there are as many as there may
+    /// be.
+    fn place(&self, shape: &WindowShape) -> usize {
+        (self.seen % shape.length as u64) as usize
+    }
+
+    /// Makes room for the next sample; returns its values, for all of them to be written.
+    fn next(&mut self, shape: &WindowShape, origin: Origin, tag: Option<Tag>) -> &mut [f32] {
+        let at = self.place(shape);
+        let before = self.origins[if at == 0 { shape.length } else { at } - 1];
+        let goes_on = before.first <= origin.first && before.last <= origin.last;
+        self.rising = if goes_on && self.rising > 0 { self.rising + 1 } else { 1 };
+        self.origins[at] = origin;
         if let Some(place) = self.tags.get_mut(at) {
             *place = tag;
         }
         self.seen += 1;
         self.fresh = (self.fresh + 1).min(shape.length);
+        &mut self.values[at * shape.channels..(at + 1) * shape.channels]
     }
 
     /// Appends the ring as `[channels, time]`, oldest first; returns `false`, appending nothing,
@@ -422,13 +446,13 @@ impl Ring {
         if samples.all(|sample| sample[..shape.observed].iter().all(|value| value.is_nan())) {
             return false;
         }
-        let oldest = (self.seen % shape.length as u64) as usize;
+        let oldest = self.place(shape);
         let (newer, older) = self.values.split_at(oldest * shape.channels);
-        for channel in 0..shape.channels {
-            for part in [older, newer] {
-                out.values.extend(part.iter().skip(channel).step_by(shape.channels));
-            }
-        }
+        let start = out.values.len();
+        out.values.resize(start + self.values.len(), 0.0);
+        let into = &mut out.values[start..];
+        transpose(older, shape.channels, into, shape.length, 0);
+        transpose(newer, shape.channels, into, shape.length, shape.length - oldest);
         true
     }
 
@@ -455,9 +479,14 @@ impl Ring {
 
     /// Time of the oldest sample, smallest and largest offset.
     fn bounds(&self, shape: &WindowShape) -> (i64, i64, i64) {
-        let oldest = (self.seen % shape.length as u64) as usize;
-        let first = self.offsets.iter().map(|(first, _)| *first).min().unwrap_or_default();
-        let last = self.offsets.iter().map(|(_, last)| *last).max().unwrap_or_default();
-        (self.times[oldest], first, last)
+        let oldest = self.place(shape);
+        let newest = if oldest == 0 { shape.length } else { oldest } - 1;
+        let Origin { time, first, .. } = self.origins[oldest];
+        if self.rising >= shape.length as u64 {
+            return (time, first, self.origins[newest].last);
+        }
+        let first = self.origins.iter().map(|origin| origin.first).min().unwrap_or_default();
+        let last = self.origins.iter().map(|origin| origin.last).max().unwrap_or_default();
+        (time, first, last)
     }
 }

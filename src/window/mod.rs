@@ -8,8 +8,10 @@
 
 mod history;
 mod key_window;
+mod pending;
 mod segment;
 mod segmenter;
+mod transpose;
 
 pub use segment::{SegmentTemplate, Segments};
 pub use segmenter::{Segmenter, WindowError, WindowStats};
