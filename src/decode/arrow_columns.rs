@@ -5,10 +5,11 @@
 //! first.
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float64Array, Int64Array, MapArray,
-    RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray, UInt64Array, UnionArray,
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, Float32Array, Float64Array, Int64Array,
+    MapArray, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray, UInt64Array,
+    UnionArray,
 };
-use arrow::buffer::NullBuffer;
+use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::compute::{cast, take};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
@@ -16,7 +17,8 @@ use arrow::datatypes::{
 use arrow::error::ArrowError;
 use rustc_hash::FxHashMap;
 
-use super::columns::{Cell, Row, RowRules, quoted};
+use super::columns::{Cell, Row, RowRules, Rows, quoted};
+use super::time::TimeRule;
 
 /// Length of a UUID, bytes.
 const UUID_BYTES: i32 = 16;
@@ -43,6 +45,29 @@ impl Columns {
             Column::find(batch.column(root), schema.field(root), rest, rules.is_text(at))
         });
         Ok(Self { fields: fields.collect::<Result<_, _>>()?, names: names_of(schema) })
+    }
+
+    /// All rows of the batch, if that can be told of whole columns: channels that hold numbers of one
+    /// kind, and nothing to refuse. `messages` says for each row which message it came from.
+    pub fn rows(&self, rules: &RowRules, messages: Vec<usize>) -> Option<Rows> {
+        let count = messages.len();
+        let channels = &self.fields[rules.channel_fields()?];
+        if channels.iter().all(Option::is_none) {
+            return None;
+        }
+        let keys = match rules.key_field() {
+            Some(field) => Some(self.fields[field].as_ref()?.texts()?),
+            None => None,
+        };
+        let times = match rules.time_field() {
+            Some(field) => self.fields[field].as_ref()?.micros(rules.times(), count)?,
+            None => vec![0; count].into(),
+        };
+        let channels = channels.iter().map(|column| match column {
+            Some(column) => column.numbers(),
+            None => Some(Float32Array::new_null(count)),
+        });
+        Rows::of_columns(rules, keys, times, channels.collect::<Option<_>>()?, messages)
     }
 
     /// The row at `row` of the batch.
@@ -154,6 +179,7 @@ struct Column {
 enum Values {
     Text(StringArray),
     Integers(Int64Array),
+    Singles(Float32Array),
     Floats(Float64Array),
     /// Times without a zone are in UTC.
     Instants(TimestampMicrosecondArray),
@@ -238,6 +264,40 @@ impl Column {
         }))
     }
 
+    /// All text of a column that lies in nothing that may be null.
+    fn texts(&self) -> Option<&StringArray> {
+        match &self.values {
+            Values::Text(column) if self.within.is_none() => Some(column),
+            _ => None,
+        }
+    }
+
+    /// All of `count` event times, microseconds since the epoch, if each is one.
+    fn micros(&self, rule: &TimeRule, count: usize) -> Option<ScalarBuffer<i64>> {
+        match &self.values {
+            Values::Instants(column) if self.within.is_none() && column.null_count() == 0 => {
+                rule.instants(column.values())
+            }
+            _ => (0..count).map(|row| rule.micros(self.cell(row))).collect(),
+        }
+    }
+
+    /// All numbers of a column that holds nothing else.
+    fn numbers(&self) -> Option<Float32Array> {
+        let numbers: Float32Array = match &self.values {
+            Values::Singles(column) => column.clone(),
+            Values::Floats(column) => column.unary(|number| number as f32),
+            Values::Integers(column) => column.unary(|number| number as f32),
+            _ => return None,
+        };
+        if self.within.is_none() {
+            return Some(numbers);
+        }
+        let (_, values, nulls) = numbers.into_parts();
+        let nulls = NullBuffer::union(nulls.as_ref(), self.within.as_ref());
+        Some(Float32Array::new(values, nulls))
+    }
+
     fn cell(&self, row: usize) -> Cell<'_> {
         if self.within.as_ref().is_some_and(|within| within.is_null(row)) {
             return Cell::Null;
@@ -245,6 +305,9 @@ impl Column {
         match &self.values {
             Values::Text(column) if column.is_valid(row) => Cell::Text(column.value(row)),
             Values::Integers(column) if column.is_valid(row) => Cell::Integer(column.value(row)),
+            Values::Singles(column) if column.is_valid(row) => {
+                Cell::Float(f64::from(column.value(row)))
+            }
             Values::Floats(column) if column.is_valid(row) => Cell::Float(column.value(row)),
             Values::Instants(column) if column.is_valid(row) => Cell::Instant(column.value(row)),
             Values::OneOf { union, branches } => {
@@ -351,6 +414,9 @@ impl Values {
             Some(Form::Integers) => {
                 Self::Integers(cast(column, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
             }
+            Some(Form::Floats) if column.data_type() == &DataType::Float32 => {
+                Self::Singles(column.as_primitive().clone())
+            }
             Some(Form::Floats) => {
                 let floats = cast(column, &DataType::Float64)?;
                 Self::Floats(floats.as_primitive::<Float64Type>().clone())
@@ -433,7 +499,8 @@ mod tests {
     use arrow::datatypes::{Fields, Int64Type, UnionFields};
 
     use super::*;
-    use crate::config::Records;
+    use crate::config::{Channel, Records};
+    use crate::decode::columns::RowBuilder;
 
     /// The cells of `channel` in each row.
     fn cells(columns: Vec<(&str, ArrayRef)>, channel: &str) -> Vec<String> {
@@ -519,5 +586,61 @@ mod tests {
         let columns = Columns::of(&rules, &batch).unwrap();
         let found: Vec<_> = (0..3).map(|row| columns.row(row).cell(0).to_string()).collect();
         assert_eq!(found, ["nothing", "5", "nothing"]);
+    }
+
+    #[test]
+    fn whole_columns_make_the_rows_that_rows_make_one_by_one() {
+        let bounds = Channel { min: Some(-2.0), max: Some(1e9), ..Channel::default() };
+        let records = Records {
+            key: Some("key".into()),
+            time: Some("time".into()),
+            channels: ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec(),
+            channel: [("b".to_owned(), bounds)].into_iter().collect(),
+            ..Records::default()
+        };
+        let rules = RowRules::new(&records).unwrap();
+        let nan = f32::NAN;
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1, -2, 3, 4, 5]));
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["m", "n", "m", "o", "p"]));
+        let channels: [(&str, ArrayRef); 4] = [
+            ("a", Arc::new(Float32Array::from(vec![Some(1.5), None, Some(nan), Some(0.1), None]))),
+            ("b", Arc::new(Float64Array::from(vec![0.1, -3.0, 2e9, f64::INFINITY, f64::NAN]))),
+            ("c", Arc::new(Int64Array::from(vec![Some(1), None, Some(i64::MAX), Some(-7), None]))),
+            ("d", Arc::new(UInt64Array::from(vec![u64::MAX, 1, 2, 3, 4]))),
+        ];
+        let batch = |key: &ArrayRef, time: &ArrayRef| {
+            let head = [("key", Arc::clone(key)), ("time", Arc::clone(time))];
+            RecordBatch::try_from_iter(head.into_iter().chain(channels.clone())).unwrap()
+        };
+        let messages = vec![3, 3, 4, 4, 9];
+        let whole = |batch: &RecordBatch| {
+            let columns = Columns::of(&rules, batch).unwrap();
+            let whole = columns.rows(&rules, messages[..batch.num_rows()].to_vec())?;
+            let out_of_range = rules.take_out_of_range();
+            let mut rows = RowBuilder::with_capacity(&rules, 0);
+            for (row, message) in messages[..batch.num_rows()].iter().enumerate() {
+                rows.of_message(*message);
+                rows.push(&columns.row(row));
+            }
+            let rows = rows.finish();
+            assert_eq!(rows.batch, whole.batch);
+            assert_eq!(rows.messages, whole.messages);
+            assert_eq!(rules.take_out_of_range(), out_of_range);
+            Some(out_of_range)
+        };
+        assert_eq!(whole(&batch(&text, &times)), Some(3));
+        assert_eq!(whole(&batch(&text, &times).slice(1, 3)), Some(3));
+        let seconds: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3, 4, 1_700_000_000]));
+        assert_eq!(whole(&batch(&text, &seconds)), Some(3));
+
+        // What would be refused is not told of whole columns.
+        let unknown: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None, None, None, None]));
+        assert_eq!(whole(&batch(&text, &unknown)), None);
+        let far: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![i64::MAX; 5]));
+        assert_eq!(whole(&batch(&text, &far)), None);
+        let no_key: ArrayRef = Arc::new(StringArray::from(vec!["m", "", "m", "o", "p"]));
+        assert_eq!(whole(&batch(&no_key, &times)), None);
+        let null: ArrayRef = Arc::new(StringArray::from(vec![Some("m"), None, None, None, None]));
+        assert_eq!(whole(&batch(&null, &times)), None);
     }
 }

@@ -50,13 +50,17 @@ impl ArrowIpc {
     /// The rows of the messages in `range`. Of a message that is not whole, none counts.
     pub fn decode(&self, messages: &Messages, range: Range<usize>) -> Rows {
         let mut rows = RowBuilder::with_capacity(&self.rules, range.len());
+        let is_only = range.len() == 1;
         for index in range {
             rows.of_message(index);
             match self.columns(messages.get(index).payload) {
                 Ok(batches) => {
+                    let is_all = is_only && batches.len() == 1;
                     for (columns, count) in batches {
-                        for row in 0..count {
-                            rows.push(&columns.row(row));
+                        match columns.rows(&self.rules, vec![index; count]) {
+                            Some(whole) if is_all => return whole,
+                            Some(whole) => rows.extend(&whole),
+                            None => (0..count).for_each(|row| rows.push(&columns.row(row))),
                         }
                     }
                 }

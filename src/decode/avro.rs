@@ -172,6 +172,16 @@ impl Avro {
                 columns.insert(*id, found);
             }
         }
+        if let [(_, Ok((id, _))), ..] = &places[..]
+            && places.iter().all(|(_, place)| matches!(place, Ok((other, _)) if other == id))
+            && let Some(columns) = columns.get(id)
+            && let messages = places.iter().map(|(message, _)| *message).collect()
+            && let Some(whole) = columns.rows(&self.rules, messages)
+        {
+            rows.extend(&whole);
+            places.clear();
+            return Ok(());
+        }
         for (message, place) in places.drain(..) {
             rows.of_message(message);
             match place {

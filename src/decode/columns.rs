@@ -5,6 +5,7 @@
 //! not a record. [`Rows::into_records`] then makes the batch of [`super::records_schema`].
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +13,7 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, Float32Array, Float32Builder,
     Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray, UInt64Array,
 };
+use arrow::buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use arrow::compute::{and, filter_record_batch, is_not_null, take_record_batch};
 use arrow::datatypes::{
     DataType, Field, Float32Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
@@ -216,6 +218,21 @@ impl RowRules {
         &self.fields
     }
 
+    /// Position of the field that holds the key.
+    pub fn key_field(&self) -> Option<usize> {
+        self.key
+    }
+
+    /// Position of the field that holds the time.
+    pub fn time_field(&self) -> Option<usize> {
+        self.time
+    }
+
+    /// Positions of the channels' fields; `None` where channels have none of their own.
+    pub fn channel_fields(&self) -> Option<Range<usize>> {
+        (self.layout == Layout::Wide).then_some(self.first..self.first + self.channels.len())
+    }
+
     /// How times are read.
     pub fn times(&self) -> &TimeRule {
         &self.times
@@ -372,20 +389,59 @@ impl<'a> RowBuilder<'a> {
     /// Adds one row: a record, a row of a channel nobody asked for, or a fault with its reason.
     pub fn push(&mut self, row: &impl Row) {
         match self.read(row) {
-            Ok(Some(Head { key, time, text })) => {
-                self.keys.append_option(key);
-                self.times.push(time);
-                self.append_text(text);
-                for (column, value) in self.channels.iter_mut().zip(&self.values) {
-                    column.append_option(value.is_finite().then_some(*value));
-                }
-                self.kept.append(true);
-                self.faults.append_null();
-                self.messages.push(self.message);
-            }
+            Ok(Some(head)) => self.append(&head),
             Ok(None) => self.leave_out(None),
             Err(reason) => self.leave_out(Some(&reason)),
         }
+    }
+
+    /// Adds the row whose numbers are in `values`.
+    fn append(&mut self, head: &Head<'_>) {
+        self.keys.append_option(head.key);
+        self.times.push(head.time);
+        self.append_text(head.text);
+        for (column, value) in self.channels.iter_mut().zip(&self.values) {
+            column.append_option(value.is_finite().then_some(*value));
+        }
+        self.kept.append(true);
+        self.faults.append_null();
+        self.messages.push(self.message);
+    }
+
+    /// Adds one row as [`RowBuilder::push`] does, unless it would be a fault; returns whether it was
+    /// added.
+    pub fn push_unless_fault(&mut self, row: &impl Row) -> bool {
+        let out_of_range = self.out_of_range;
+        match self.read(row) {
+            Ok(Some(head)) => self.append(&head),
+            Ok(None) => self.leave_out(None),
+            Err(_) => {
+                // Whoever reads it again counts it again.
+                self.out_of_range = out_of_range;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Adds rows that another builder made by the same rules.
+    pub fn extend(&mut self, Rows { batch, messages }: &Rows) {
+        let columns = batch.columns();
+        let channels = &columns[columns.len() - KEPT_FROM_END - self.channels.len()..];
+        self.keys.append_array(columns[KEY_COLUMN].as_string()).expect(TEXT);
+        let times = columns[TIME_COLUMN].as_primitive::<TimestampMicrosecondType>();
+        self.times.extend_from_slice(times.values());
+        if self.rules.layout == Layout::Log {
+            self.texts.append_array(columns[TIME_COLUMN + 1].as_string()).expect(TEXT);
+        }
+        for (channel, column) in self.channels.iter_mut().zip(channels) {
+            channel.append_array(column.as_primitive());
+        }
+        let kept = columns[columns.len() - KEPT_FROM_END].as_boolean();
+        self.kept.append_buffer(kept.values());
+        let faults = columns[columns.len() - FAULT_FROM_END].as_string();
+        self.faults.append_array(faults).expect(TEXT);
+        self.messages.extend_from_slice(messages);
     }
 
     /// Adds a row that nobody asked for.
@@ -643,6 +699,46 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// Rows of the wide layout that are records all of them, from whole columns: `times` in
+    /// microseconds since the epoch, one of `channels` per channel, missing where it is null or not
+    /// finite. `None` where a key would be refused.
+    pub fn of_columns(
+        rules: &RowRules,
+        keys: Option<&StringArray>,
+        times: ScalarBuffer<i64>,
+        channels: Vec<Float32Array>,
+        messages: Vec<usize>,
+    ) -> Option<Self> {
+        let rows = messages.len();
+        let keys = match keys {
+            Some(keys) => {
+                let offsets = keys.value_offsets();
+                let lengths = offsets.iter().zip(&offsets[1..]).map(|(start, end)| end - start);
+                // Without a branch: most often, all fit.
+                let fit = lengths
+                    .fold(true, |all, bytes| all & (bytes > 0) & (bytes <= MAX_KEY_BYTES as i32));
+                if !fit || keys.null_count() > 0 {
+                    return None;
+                }
+                keys.clone()
+            }
+            None => StringArray::new_null(rows),
+        };
+        let mut out_of_range = 0;
+        let mut columns: Vec<ArrayRef> =
+            vec![Arc::new(keys), Arc::new(TimestampMicrosecondArray::new(times, None))];
+        for (column, rule) in channels.into_iter().zip(&rules.channels) {
+            let (column, out) = known(column, rule.bounds);
+            columns.push(Arc::new(column));
+            out_of_range += out;
+        }
+        columns.push(Arc::new(BooleanArray::new(BooleanBuffer::new_set(rows), None)));
+        columns.push(Arc::new(StringArray::new_null(rows)));
+        rules.out_of_range.fetch_add(out_of_range, Ordering::Relaxed);
+        let batch = RecordBatch::try_new(Arc::clone(&rules.rows), columns).ok()?;
+        Some(Self { batch, messages })
+    }
+
     /// (row, reason) of each row that is not a record.
     pub fn faults(&self) -> impl Iterator<Item = (usize, &str)> {
         let faults = self.column_from_end(FAULT_FROM_END).as_string::<i32>();
@@ -726,6 +822,25 @@ impl Rows {
     }
 }
 
+/// The same values, null where they are not finite or out of `bounds`; how many of them are out of
+/// bounds.
+fn known(column: Float32Array, bounds: Option<(f32, f32)>) -> (Float32Array, u64) {
+    let (least, most) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+    let is_known = |value: &f32| value.is_finite() & (*value >= least) & (*value <= most);
+    // Without a branch: this is most often all that is to be done.
+    if column.values().iter().fold(true, |all, value| all & is_known(value)) {
+        return (column, 0);
+    }
+    let (_, values, nulls) = column.into_parts();
+    let is_valid = |row: usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+    let is_out = |row: usize| is_valid(row) && (values[row] < least || values[row] > most);
+    let out_of_range = (0..values.len()).filter(|row| is_out(*row)).count();
+    let known =
+        BooleanBuffer::collect_bool(values.len(), |row| is_valid(row) && is_known(&values[row]));
+    (Float32Array::new(values, Some(NullBuffer::new(known))), out_of_range as u64)
+}
+
+const TEXT: &str = "the text of a batch is far below 2 GiB";
 const ROWS: &str = "rows hold the columns of records";
 
 /// The same columns, any of which may hold nulls.

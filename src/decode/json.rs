@@ -1,12 +1,15 @@
 //! JSON: one object a message.
 //!
-//! arrow-json reads the bytes onto its tape; [`RowsDecoder`] takes the place of its struct decoder
-//! and reads the fields of `[records]` from the tape into columns, so that a field of the wrong
-//! kind costs one record and not the batch. Fields that nobody asked for are ignored; of a field
-//! that appears twice, the last one counts. Missing or repeated commas are let through.
+//! [`Plain`] reads what is plain, which is nearly everything. All else goes to arrow-json, which
+//! reads the bytes onto its tape; [`RowsDecoder`] takes the place of its struct decoder and reads
+//! the fields of `[records]` from the tape into columns, so that a field of the wrong kind costs one
+//! record and not the batch. Fields that nobody asked for are ignored; of a field that appears
+//! twice, the last one counts. Missing or repeated commas are let through.
 //!
 //! A field whose name has dots is looked for by the whole name, then as a path into objects and
 //! lists.
+
+mod plain;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use arrow::json::reader::{
 };
 use rustc_hash::FxHashMap;
 
+use self::plain::Plain;
 use super::columns::{Cell, Row, RowBuilder, RowRules, Rows, quoted};
 use super::{CHUNK_MESSAGES, Refusal};
 use crate::config::Envelope;
@@ -35,18 +39,60 @@ const LISTED_FIELDS: usize = 16;
 
 /// Decodes messages that are one JSON object each.
 pub(super) struct Json {
+    plain: Option<Plain>,
     factory: Arc<RowsDecoderFactory>,
     decoder: Decoder,
 }
 
 impl Json {
     pub fn new(rules: Arc<RowRules>, envelope: Envelope) -> Self {
+        let plain = Plain::new(&rules, envelope);
         let factory = Arc::new(RowsDecoderFactory { rules, envelope });
-        Self { decoder: decoder(&factory), factory }
+        Self { plain, decoder: decoder(&factory), factory }
     }
 
     /// The rows of the messages in `range`, at most [`CHUNK_MESSAGES`] of them, one each.
     pub fn decode(&mut self, messages: &Messages, range: Range<usize>) -> Result<Rows, Refusal> {
+        let Some(plain) = self.plain.take() else { return self.decode_any(messages, range) };
+        let factory = Arc::clone(&self.factory);
+        let mut rows = RowBuilder::with_capacity(&factory.rules, range.len());
+        let mut row = plain.row();
+        let mut at = range.start;
+        // Of messages one after the other that are not plain, ever more go to the tape together.
+        let mut together = 1;
+        while at < range.end {
+            rows.of_message(at);
+            if plain.read(messages.get(at).payload, &mut row, &mut rows) {
+                at += 1;
+                together = 1;
+            } else {
+                let end = range.end.min(at + together);
+                self.add_any(messages, at..end, &mut rows);
+                at = end;
+                together *= 2;
+            }
+        }
+        self.plain = Some(plain);
+        Ok(rows.finish())
+    }
+
+    /// Adds a row for each message in `range`, a fault where there is no record.
+    fn add_any(&mut self, messages: &Messages, range: Range<usize>, rows: &mut RowBuilder<'_>) {
+        match self.decode_any(messages, range.clone()) {
+            Ok(decoded) => rows.extend(&decoded),
+            Err(Refusal::Message { reason, .. } | Refusal::Unknown { reason })
+                if range.len() == 1 =>
+            {
+                rows.of_message(range.start);
+                rows.refuse(&reason);
+            }
+            // Each bad message alone.
+            Err(_) => range.for_each(|at| self.add_any(messages, at..at + 1, rows)),
+        }
+    }
+
+    /// The rows of messages of which any may not be plain.
+    fn decode_any(&mut self, messages: &Messages, range: Range<usize>) -> Result<Rows, Refusal> {
         let decoded = self.read(messages, range);
         if decoded.is_err() {
             // What it holds is half a record.
@@ -347,5 +393,92 @@ fn cell_at<'t>(tape: &Tape<'t>, place: u32) -> Cell<'t> {
         TapeElement::StartObject(_) => Cell::Other("an object"),
         TapeElement::StartList(_) => Cell::Other("a list"),
         _ => Cell::Other("something else"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::config::{Channel, Encoding, Layout, Records};
+    use crate::decode::{Decoder, FormatDecoder};
+    use crate::source::{Lane, Messages};
+
+    fn records(layout: Layout) -> Records {
+        let bounds = Channel { min: Some(-5.0), max: Some(5.0), ..Channel::default() };
+        Records {
+            layout,
+            key: Some("machine".into()),
+            time: Some("ts".into()),
+            channels: vec!["a".into(), "b".into()],
+            channel: [("b".to_owned(), bounds)].into_iter().collect(),
+            ..Records::default()
+        }
+    }
+
+    /// Objects, most of them plain and whole.
+    fn message() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            8 => prop::sample::select(vec!["machine", "ts", "a", "b", "code", "value", "x"]),
+            1 => prop::sample::select(vec![r"\u0061", r"x\n", "", "é"]),
+        ];
+        let value = prop_oneof![
+            8 => prop::sample::select(vec![
+                "1", "-2.5", "7", "\"4\"", "null", "1700000000", "\"2024-01-02T03:04:05Z\"",
+                "\"a\"", "\"b\"", "0.1", "16777217", "1e-3",
+            ]),
+            2 => prop::sample::select(vec![
+                "true", "false", "{}", r#"[1,{"a":2}]"#, "\"\"", "\"NaN\"", "1e400", "-0", "1E+5",
+                "0.1000000014901161193847656251", " 3 ", "\"é\"", "\n5",
+            ]),
+            1 => prop::sample::select(vec![
+                r#""\n""#, r#""\u00e9""#, r#""\ud800""#, r#""\x""#, "01", "1.", ".5", "+1", "NaN",
+                "nul", "\"", "[", "}", "\"\t\"", "--1", "-",
+            ]),
+        ];
+        let comma =
+            prop_oneof![20 => Just(","), 1 => Just(",,"), 1 => Just(" "), 1 => Just(" ,\t")];
+        let field = (name, value, comma).prop_map(|(n, v, c)| format!("\"{n}\":{v}{c}"));
+        let head = prop::bool::weighted(0.7).prop_map(|has_head| match has_head {
+            true => r#""machine":"m","ts":1700000000,"code":"a","value":2,"#,
+            false => "",
+        });
+        let end = prop_oneof![
+            20 => Just("}"), 1 => Just("} \n"), 1 => Just(",}"), 1 => Just("}{}"), 1 => Just("")
+        ];
+        let begin = prop_oneof![20 => Just("{"), 1 => Just(" {"), 1 => Just("[{"), 1 => Just("")];
+        (begin, head, prop::collection::vec(field, 0..5), end).prop_map(
+            |(begin, head, fields, end)| {
+                let inner = format!("{head}{}", fields.concat());
+                format!("{begin}{}{end}", inner.strip_suffix(',').unwrap_or(&inner))
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #[test]
+        fn what_is_read_without_a_tape_is_what_would_be_read_with_one(
+            payloads in prop::collection::vec(message(), 0..12),
+            layout in prop::sample::select(vec![Layout::Wide, Layout::Long]),
+        ) {
+            let mut messages = Messages::default();
+            for (offset, payload) in (0..).zip(&payloads) {
+                messages.push(offset, None, None, payload.as_bytes(), Vec::new());
+            }
+            let [with, without] = [true, false].map(|has_plain| {
+                let mut decoder = Decoder::new(&records(layout), &Encoding::default()).unwrap();
+                let FormatDecoder::Json(json) = &mut decoder.format else { unreachable!() };
+                assert!(json.plain.is_some());
+                if !has_plain {
+                    json.plain = None;
+                }
+                decoder.decode(&Lane::new("plant", 0), &messages).unwrap()
+            });
+            prop_assert_eq!(with.records, without.records);
+            prop_assert_eq!(with.dead_letters, without.dead_letters);
+            prop_assert_eq!(with.skipped, without.skipped);
+            prop_assert_eq!(with.out_of_range, without.out_of_range);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Event times, as text or numbers, become microseconds since the epoch.
 
+use arrow::buffer::ScalarBuffer;
 use arrow::compute::kernels::cast_utils::string_to_datetime;
 use chrono::format::{Item, Parsed, StrftimeItems};
 use chrono::{DateTime, Datelike, Days, NaiveDateTime, NaiveTime, TimeZone, Utc};
@@ -81,6 +82,12 @@ impl TimeRule {
             Cell::Instant(micros) => in_range(micros),
             Cell::Absent | Cell::Null | Cell::Other(_) => None,
         }
+    }
+
+    /// Event times that are instants, microseconds since the epoch; `None` where any is none.
+    pub fn instants(&self, instants: &ScalarBuffer<i64>) -> Option<ScalarBuffer<i64>> {
+        let are_known = instants.iter().fold(true, |all, at| all & (FIRST <= *at) & (*at <= LAST));
+        (are_known && self.sample_rate.is_none()).then(|| instants.clone())
     }
 
     fn micros_of_text(&self, text: &str) -> Option<i64> {

@@ -76,7 +76,10 @@ impl Shape {
         let mut walk = Walk { shape: self, left: datum, budget, path: Vec::new() };
         match walk.value(self.root) {
             Err(reason) if walk.path.is_empty() => Err(reason),
-            Err(reason) => Err(format!("field \"{}\": {reason}", walk.path.join("."))),
+            Err(reason) => {
+                walk.path.reverse();
+                Err(format!("field \"{}\": {reason}", walk.path.join(".")))
+            }
             Ok(()) if walk.left.is_empty() => Ok(self.values[self.root] + (budget - walk.budget)),
             Ok(()) => {
                 Err(format!("expected the record's end, found {} bytes more", walk.left.len()))
@@ -271,7 +274,7 @@ struct Walk<'a> {
     left: &'a [u8],
     /// Values that arrays and maps may still hold.
     budget: u64,
-    /// Fields on the way to where the walk is.
+    /// Fields around what is wrong, the innermost first; none as long as nothing is.
     path: Vec<&'a str>,
 }
 
@@ -315,9 +318,10 @@ impl<'a> Walk<'a> {
             }
             Node::Record(fields) => {
                 for (name, field) in fields {
-                    self.path.push(name);
-                    self.value(*field)?;
-                    self.path.pop();
+                    if let Err(reason) = self.value(*field) {
+                        self.path.push(name);
+                        return Err(reason);
+                    }
                 }
                 Ok(())
             }
@@ -380,6 +384,11 @@ impl<'a> Walk<'a> {
 
     /// A zigzag number of variable length.
     fn long(&mut self) -> Result<i64, String> {
+        // Most numbers are short: lengths, branches.
+        if let [byte @ 0..0x80, left @ ..] = self.left {
+            self.left = left;
+            return Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1));
+        }
         let mut number = 0_u64;
         for (at, byte) in self.left.iter().enumerate() {
             // The tenth byte has room for one bit.
