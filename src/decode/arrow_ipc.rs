@@ -49,17 +49,19 @@ impl ArrowIpc {
 
     /// The rows of the messages in `range`. Of a message that is not whole, none counts.
     pub fn decode(&self, messages: &Messages, range: Range<usize>) -> Rows {
-        let mut rows = RowBuilder::with_capacity(&self.rules, range.len());
-        let is_only = range.len() == 1;
+        let mut parts = Vec::new();
+        let mut rows = RowBuilder::with_capacity(&self.rules, 0);
         for index in range {
             rows.of_message(index);
             match self.columns(messages.get(index).payload) {
                 Ok(batches) => {
-                    let is_all = is_only && batches.len() == 1;
                     for (columns, count) in batches {
                         match columns.rows(&self.rules, vec![index; count]) {
-                            Some(whole) if is_all => return whole,
-                            Some(whole) => rows.extend(&whole),
+                            Some(whole) => {
+                                parts.extend(rows.take());
+                                rows.of_message(index);
+                                parts.push(whole);
+                            }
                             None => (0..count).for_each(|row| rows.push(&columns.row(row))),
                         }
                     }
@@ -67,7 +69,11 @@ impl ArrowIpc {
                 Err(reason) => rows.refuse(&format!("expected an Arrow IPC stream: {reason}")),
             }
         }
-        rows.finish()
+        parts.extend(rows.take());
+        match parts.len() {
+            1 => parts.remove(0),
+            _ => Rows::concat(&self.rules, &parts),
+        }
     }
 
     /// The columns and the number of rows of each batch of a message.

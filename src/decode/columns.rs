@@ -14,7 +14,7 @@ use arrow::array::{
     Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray, UInt64Array,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
-use arrow::compute::{and, filter_record_batch, is_not_null, take_record_batch};
+use arrow::compute::{and, concat_batches, filter_record_batch, is_not_null, take_record_batch};
 use arrow::datatypes::{
     DataType, Field, Float32Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
 };
@@ -352,8 +352,8 @@ pub(crate) struct RowBuilder<'a> {
     times: Vec<i64>,
     texts: StringBuilder,
     channels: Vec<Float32Builder>,
-    kept: BooleanBufferBuilder,
-    faults: StringBuilder,
+    /// Rows that are no records, in order, and why, where that is a fault.
+    left_out: Vec<(usize, Option<String>)>,
     /// Channel values of the row being read, the severity in logs; NaN is missing.
     values: Vec<f32>,
     /// The message that rows come from now, and that of each row.
@@ -372,13 +372,18 @@ impl<'a> RowBuilder<'a> {
             times: Vec::with_capacity(rows),
             texts: StringBuilder::new(),
             channels: std::iter::repeat_with(channel).take(columns).collect(),
-            kept: BooleanBufferBuilder::new(rows),
-            faults: StringBuilder::with_capacity(rows, 0),
+            left_out: Vec::new(),
             values: vec![f32::NAN; columns],
             message: 0,
             messages: Vec::with_capacity(rows),
             out_of_range: 0,
         }
+    }
+
+    /// The rows so far, if there are any; begins anew.
+    pub fn take(&mut self) -> Option<Rows> {
+        let begun = !self.messages.is_empty();
+        begun.then(|| std::mem::replace(self, Self::with_capacity(self.rules, 0)).finish())
     }
 
     /// Says which message the rows to come are of.
@@ -403,8 +408,6 @@ impl<'a> RowBuilder<'a> {
         for (column, value) in self.channels.iter_mut().zip(&self.values) {
             column.append_option(value.is_finite().then_some(*value));
         }
-        self.kept.append(true);
-        self.faults.append_null();
         self.messages.push(self.message);
     }
 
@@ -438,9 +441,13 @@ impl<'a> RowBuilder<'a> {
             channel.append_array(column.as_primitive());
         }
         let kept = columns[columns.len() - KEPT_FROM_END].as_boolean();
-        self.kept.append_buffer(kept.values());
-        let faults = columns[columns.len() - FAULT_FROM_END].as_string();
-        self.faults.append_array(faults).expect(TEXT);
+        if kept.false_count() > 0 {
+            let faults = columns[columns.len() - FAULT_FROM_END].as_string::<i32>();
+            let fault = |row| faults.is_valid(row).then(|| faults.value(row).to_owned());
+            let left_out = (0..kept.len()).filter(|row| !kept.value(*row));
+            let before = self.messages.len();
+            self.left_out.extend(left_out.map(|row| (before + row, fault(row))));
+        }
         self.messages.extend_from_slice(messages);
     }
 
@@ -459,8 +466,7 @@ impl<'a> RowBuilder<'a> {
         self.times.push(0);
         self.append_text(None);
         self.channels.iter_mut().for_each(Float32Builder::append_null);
-        self.kept.append(false);
-        self.faults.append_option(fault);
+        self.left_out.push((self.messages.len(), fault.map(str::to_owned)));
         self.messages.push(self.message);
     }
 
@@ -565,8 +571,7 @@ impl<'a> RowBuilder<'a> {
         for mut channel in self.channels {
             columns.push(Arc::new(channel.finish()));
         }
-        columns.push(Arc::new(BooleanArray::from(self.kept.finish())));
-        columns.push(Arc::new(self.faults.finish()));
+        columns.extend(kept_and_faults(self.messages.len(), self.left_out));
         (columns, self.messages)
     }
 }
@@ -732,11 +737,17 @@ impl Rows {
             columns.push(Arc::new(column));
             out_of_range += out;
         }
-        columns.push(Arc::new(BooleanArray::new(BooleanBuffer::new_set(rows), None)));
-        columns.push(Arc::new(StringArray::new_null(rows)));
+        columns.extend(kept_and_faults(rows, Vec::new()));
         rules.out_of_range.fetch_add(out_of_range, Ordering::Relaxed);
         let batch = RecordBatch::try_new(Arc::clone(&rules.rows), columns).ok()?;
         Some(Self { batch, messages })
+    }
+
+    /// Rows one behind the other, all by the same rules.
+    pub fn concat(rules: &RowRules, parts: &[Self]) -> Self {
+        let batches = parts.iter().map(|part| &part.batch);
+        let batch = concat_batches(&rules.rows, batches).expect("every part has these columns");
+        Self { batch, messages: parts.iter().flat_map(|part| &part.messages).copied().collect() }
     }
 
     /// (row, reason) of each row that is not a record.
@@ -766,7 +777,7 @@ impl Rows {
     }
 
     /// The times that a field of the records held, microseconds since the epoch.
-    pub fn times(&self) -> &[i64] {
+    pub fn times(&self) -> &ScalarBuffer<i64> {
         self.batch.column(TIME_COLUMN).as_primitive::<TimestampMicrosecondType>().values()
     }
 
@@ -820,6 +831,23 @@ impl Rows {
         };
         groups::split(records, &rules.inputs)
     }
+}
+
+/// The last columns of `rows` rows.
+fn kept_and_faults(rows: usize, left_out: Vec<(usize, Option<String>)>) -> [ArrayRef; 2] {
+    if left_out.is_empty() {
+        let kept = BooleanArray::new(BooleanBuffer::new_set(rows), None);
+        return [Arc::new(kept), Arc::new(StringArray::new_null(rows))];
+    }
+    let mut kept = BooleanBufferBuilder::new(rows);
+    kept.append_n(rows, true);
+    let mut faults = vec![None; rows];
+    for (row, fault) in left_out {
+        kept.set_bit(row, false);
+        faults[row] = fault;
+    }
+    let kept = BooleanArray::new(kept.finish(), None);
+    [Arc::new(kept), Arc::new(StringArray::from_iter(faults))]
 }
 
 /// The same values, null where they are not finite or out of `bounds`; how many of them are out of

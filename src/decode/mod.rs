@@ -193,15 +193,18 @@ impl Decoder {
             message_keys(messages, &rows, &mut refused)
         };
         let times = if self.rules.has_time() && !self.rules.times().lacks_year() {
-            Int64Array::from_iter_values(rows.times().iter().copied())
+            Int64Array::new(rows.times().clone(), None)
         } else {
             message_times(messages, &rows, &self.rules, &mut refused)
         };
         // Of one message, in the order of its rows.
         refused.sort_by_key(|(index, _)| *index);
 
-        let offset = |index: &usize| messages.get(*index).offset;
-        let offsets = Int64Array::from_iter_values(rows.messages.iter().map(offset));
+        let mut offsets = Vec::with_capacity(rows.messages.len());
+        for of_one in rows.messages.chunk_by(|one, other| one == other) {
+            offsets.resize(offsets.len() + of_one.len(), messages.get(of_one[0]).offset);
+        }
+        let offsets = Int64Array::from(offsets);
         let skipped = rows.skipped();
         let records = rows.into_records(&self.rules, keys, times, offsets);
         let dead_letters = refused

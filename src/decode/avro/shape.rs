@@ -359,6 +359,7 @@ impl<'a> Walk<'a> {
         }
     }
 
+    #[inline]
     fn text(&mut self) -> Result<(), String> {
         let text = self.prefixed()?;
         std::str::from_utf8(text)
@@ -374,6 +375,7 @@ impl<'a> Walk<'a> {
         self.bytes(length)
     }
 
+    #[inline]
     fn bytes(&mut self, length: usize) -> Result<&'a [u8], String> {
         let Some((bytes, left)) = self.left.split_at_checked(length) else {
             return Err(format!("expected {length} bytes, {}", self.found()));
@@ -383,6 +385,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A zigzag number of variable length.
+    #[inline]
     fn long(&mut self) -> Result<i64, String> {
         // Most numbers are short: lengths, branches.
         if let [byte @ 0..0x80, left @ ..] = self.left {

@@ -1,15 +1,13 @@
 //! Plain JSON, read without a tape.
 //!
-//! Nearly every message is one well-formed object whose fields of interest are numbers and strings
-//! without escapes. `serde_json` walks through it once, and what a field holds is borrowed from the
-//! message. All else, a record that is refused included, is left to the reader that knows what to
-//! say of it: see [`super::Json`].
-
-use std::fmt;
+//! Nearly every message is one object whose fields of interest are numbers and strings without
+//! escapes, in the same order as in the message before. [`Plain`] walks through it once, guessing
+//! each name by that order; what a field holds is borrowed from the message. What nobody asked for
+//! and is no plain number or string, `serde_json` passes over. All else, a record that is refused
+//! included, is left to the reader that knows what to say of it: see [`super::Json`].
 
 use rustc_hash::FxHashMap;
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
 
 use super::UNCHECKED_BYTES;
 use crate::config::Envelope;
@@ -25,6 +23,8 @@ pub(super) struct Plain {
 pub(super) struct PlainRow<'m> {
     /// Per field of [`RowRules::fields`].
     cells: Vec<Cell<'m>>,
+    /// Names as they followed each other, and their fields, where anybody asked for them.
+    order: Vec<(&'m str, Option<usize>)>,
 }
 
 impl Plain {
@@ -38,7 +38,7 @@ impl Plain {
 
     /// Room for one record after the other.
     pub fn row<'m>(&self) -> PlainRow<'m> {
-        PlainRow { cells: vec![Cell::Absent; self.fields.len()] }
+        PlainRow { cells: vec![Cell::Absent; self.fields.len()], order: Vec::new() }
     }
 
     /// Adds the record in `payload` to `rows`; returns `false`, adding nothing, where it is not plain
@@ -53,14 +53,8 @@ impl Plain {
             return false;
         }
         let Ok(text) = std::str::from_utf8(payload) else { return false };
-        // Of what it passes over, the walk would not see that half a surrogate pair is missing.
-        if text.as_bytes().contains(&b'\\') && text.contains("\\u") {
-            return false;
-        }
         row.cells.fill(Cell::Absent);
-        let mut json = serde_json::Deserializer::from_str(text);
-        let record = Record { fields: &self.fields, cells: &mut row.cells };
-        json.deserialize_map(record).is_ok() && json.end().is_ok() && rows.push_unless_fault(row)
+        Walk { text, at: 0 }.object(&self.fields, row).is_some() && rows.push_unless_fault(row)
     }
 }
 
@@ -75,75 +69,135 @@ impl Row for PlainRow<'_> {
     }
 }
 
-/// The fields of an object, of which the last of one name counts.
-struct Record<'a, 'm> {
-    fields: &'a FxHashMap<String, usize>,
-    cells: &'a mut [Cell<'m>],
+/// A walk through a message; `None` is what it returns where the message ceases to be plain.
+struct Walk<'m> {
+    text: &'m str,
+    at: usize,
 }
 
-impl<'m> Visitor<'m> for Record<'_, 'm> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+impl<'m> Walk<'m> {
+    /// All of the message: one object, of which the last of several fields of one name counts.
+    fn object(mut self, fields: &FxHashMap<String, usize>, row: &mut PlainRow<'m>) -> Option<()> {
+        self.space();
+        self.take(b'{')?;
+        self.space();
+        if self.take(b'}').is_none() {
+            for place in 0.. {
+                let field = self.name(fields, &mut row.order, place)?;
+                self.space();
+                self.take(b':')?;
+                self.space();
+                let cell = self.value(field.is_some())?;
+                if let Some(field) = field {
+                    row.cells[field] = cell;
+                }
+                self.space();
+                if self.take(b',').is_none() {
+                    break;
+                }
+                self.space();
+            }
+            self.take(b'}')?;
+        }
+        self.space();
+        (self.at == self.text.len()).then_some(())
     }
 
-    fn visit_map<A: MapAccess<'m>>(self, mut object: A) -> Result<(), A::Error> {
-        while let Some(field) = object.next_key_seed(Name { fields: self.fields })? {
-            match field {
-                Some(field) => {
-                    self.cells[field] = cell_of(object.next_value::<&RawValue>()?.get())
-                        .ok_or_else(|| de::Error::custom("an escape"))?;
-                }
-                None => {
-                    object.next_value::<IgnoredAny>()?;
+    /// A name, the one at `place`: its field, if anybody asked for it.
+    fn name(
+        &mut self,
+        fields: &FxHashMap<String, usize>,
+        order: &mut Vec<(&'m str, Option<usize>)>,
+        place: usize,
+    ) -> Option<Option<usize>> {
+        self.take(b'"')?;
+        let left = &self.text.as_bytes()[self.at..];
+        if let Some((name, field)) = order.get(place)
+            && left.get(name.len()) == Some(&b'"')
+            && left.starts_with(name.as_bytes())
+        {
+            self.at += name.len() + 1;
+            return Some(*field);
+        }
+        let name = self.rest_of_string()?;
+        let field = fields.get(name).copied();
+        match order.get_mut(place) {
+            Some(known) => *known = (name, field),
+            None => order.push((name, field)),
+        }
+        Some(field)
+    }
+
+    /// A value; one that is not `wanted` may be of any kind and hold escapes.
+    fn value(&mut self, is_wanted: bool) -> Option<Cell<'m>> {
+        let start = self.at;
+        match self.peek()? {
+            b'"' => {
+                self.at += 1;
+                match self.rest_of_string() {
+                    Some(text) => return Some(Cell::Text(text)),
+                    None if is_wanted => return None,
+                    None => self.at = start,
                 }
             }
-        }
-        Ok(())
-    }
-}
-
-/// The field of a name, if anybody asked for it.
-struct Name<'a> {
-    fields: &'a FxHashMap<String, usize>,
-}
-
-impl<'m> DeserializeSeed<'m> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'m>>(self, name: D) -> Result<Option<usize>, D::Error> {
-        name.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E: de::Error>(self, name: &str) -> Result<Option<usize>, E> {
-        Ok(self.fields.get(name).copied())
-    }
-}
-
-/// What a well-formed value is to a record; `None` for a string with escapes.
-fn cell_of(value: &str) -> Option<Cell<'_>> {
-    Some(match value.as_bytes().first()? {
-        b'"' => {
-            let text = value.get(1..value.len() - 1)?;
-            if text.as_bytes().contains(&b'\\') {
-                return None;
+            b'-' | b'0'..=b'9' => {
+                let is_part =
+                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                let bytes = &self.text.as_bytes()[start..];
+                let length = bytes.iter().position(|byte| !is_part(byte)).unwrap_or(bytes.len());
+                self.at += length;
+                return self.text.get(start..self.at).map(Cell::Number);
             }
-            Cell::Text(text)
+            b'n' => return self.word("null").map(|()| Cell::Null),
+            b't' => return self.word("true").map(|()| Cell::Other("true")),
+            b'f' => return self.word("false").map(|()| Cell::Other("false")),
+            b'{' | b'[' => {}
+            _ => return None,
         }
-        b'n' => Cell::Null,
-        b't' => Cell::Other("true"),
-        b'f' => Cell::Other("false"),
-        b'{' => Cell::Other("an object"),
-        b'[' => Cell::Other("a list"),
-        _ => Cell::Number(value),
-    })
+        let rest = self.text.get(start..)?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>();
+        values.next()?.ok()?;
+        self.at += values.byte_offset();
+        // It does not see that half of a surrogate pair is missing.
+        if self.text.get(start..self.at)?.contains("\\u") {
+            return None;
+        }
+        Some(match rest.as_bytes()[0] {
+            b'{' => Cell::Other("an object"),
+            b'[' => Cell::Other("a list"),
+            _ => Cell::Other("a string"),
+        })
+    }
+
+    /// What is left of a string without escapes.
+    fn rest_of_string(&mut self) -> Option<&'m str> {
+        let start = self.at;
+        let bytes = &self.text.as_bytes()[start..];
+        let length = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))?;
+        self.at += length;
+        self.take(b'"')?;
+        self.text.get(start..start + length)
+    }
+
+    fn word(&mut self, word: &str) -> Option<()> {
+        let found = self.text.as_bytes()[self.at..].starts_with(word.as_bytes());
+        self.at += word.len();
+        found.then_some(())
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> Option<()> {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found.then_some(())
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
 }
