@@ -1,6 +1,6 @@
 # The table of commands: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos memory fuzz bench lint fmt doc broker broker-down compose-check clean
+.PHONY: help demo test chaos memory fuzz bench bench-quick bench-peers lint fmt doc broker broker-down compose-check clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -34,6 +34,14 @@ bench: ## Run the benchmarks
 	@scripts/setup build
 	@$(CARGO) bench --locked
 
+bench-quick: ## Look in two minutes whether something became slower
+	@scripts/setup build
+	@PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" scripts/bench-quick
+
+bench-peers: ## Run the benchmarks beside JAX and beside Python jobs with River and JAX, on a broker
+	@scripts/setup build
+	@PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" scripts/bench-peers
+
 lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@scripts/setup build
 	@$(CARGO) fmt --check
@@ -42,7 +50,7 @@ lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@$(CARGO) clippy --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck scripts/setup scripts/kafka scripts/registry scripts/venv scripts/test scripts/compose-check \
-			scripts/fuzz fuzz/rustc scripts/soak .ci/run; \
+			scripts/fuzz fuzz/rustc scripts/soak scripts/bench-quick scripts/bench-peers .ci/run; \
 	else \
 		echo "shellcheck is not installed: scripts not checked"; \
 	fi
