@@ -155,11 +155,12 @@ impl KeyWindow {
         self.run + 1
     }
 
-    /// Takes one record.
+    /// Takes one record. It is passed by reference down to the ring: a copy of what was just
+    /// written, of another width, waits for all that was to be written before.
     pub fn push(
         &mut self,
         cut: &Cut<'_>,
-        record: Record<'_>,
+        record: &mut Record<'_>,
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
@@ -238,7 +239,7 @@ impl KeyWindow {
         }
         let mut pending = std::mem::take(&mut self.pending);
         let mut take = |Head { time, offset, tag, .. }: Head, values: &mut [f32]| {
-            self.take(cut, Record { time, offset, values, tag }, out, stats);
+            self.take(cut, &mut Record { time, offset, values, tag }, out, stats);
         };
         while pending.pop(watermark, cut.shape.observed, &mut take) {}
         // What is empty waits for nothing, maybe for long: it keeps no memory.
@@ -251,10 +252,11 @@ impl KeyWindow {
     fn take(
         &mut self,
         cut: &Cut<'_>,
-        Record { time, offset, values, tag }: Record<'_>,
+        record: &mut Record<'_>,
         out: &mut Segments,
         stats: &mut WindowStats,
     ) {
+        let &mut Record { time, offset, ref mut values, tag } = record;
         if cut.shape.lines {
             let last = self.last_line.replace(time);
             let silence = last.map(|last| templates::silence(time.saturating_sub(last)));
@@ -336,6 +338,7 @@ impl KeyWindow {
 
     /// Writes a sample, whose measured channels `write` writes, to the ring and cuts a segment where
     /// the stride asks for one.
+    #[inline]
     fn append(
         &mut self,
         cut: &Cut<'_>,
@@ -425,6 +428,7 @@ impl Ring {
     }
 
     /// Makes room for the next sample; returns its values, for all of them to be written.
+    #[inline]
     fn next(&mut self, shape: &WindowShape, origin: Origin, tag: Option<Tag>) -> &mut [f32] {
         let at = self.place(shape);
         let before = self.origins[if at == 0 { shape.length } else { at } - 1];

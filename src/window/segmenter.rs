@@ -1,6 +1,7 @@
 //! All keys of one lane.
 
-use std::ops::Range;
+use std::hint::black_box;
+use std::ops::{BitXor, Range};
 
 use arrow::array::{Array, AsArray, Float32Array, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMicrosecondType};
@@ -80,6 +81,8 @@ impl State for KeyWindow {
 
 /// Records that are looked up together.
 const BLOCK: usize = 64;
+/// Keys beyond which their windows are not in the processor's nearest caches.
+const CACHED_KEYS: usize = 512;
 
 /// Writes `rows` of the columns as `[rows, columns]`; NaN is missing.
 fn by_row(columns: &[&Float32Array], rows: Range<usize>, samples: &mut [f32]) {
@@ -253,10 +256,12 @@ impl Segmenter {
                 previous = Some((key, slot));
                 slots.push(slot);
             }
-            // Where keys are many, none of this is in the processor's cache: read of all windows at
-            // once, it takes little longer than of one.
-            let read = slots.iter().map(|slot| windows.at(*slot).1.preview(shape));
-            std::hint::black_box(read.fold(0, std::ops::BitXor::bitxor));
+            // Where keys are many, their windows wait in memory that is slow to answer: of a whole
+            // block at once, it takes little longer than of one.
+            if windows.len() > CACHED_KEYS {
+                let read = slots.iter().map(|slot| windows.at(*slot).1.preview(shape));
+                black_box(read.fold(0, BitXor::bitxor));
+            }
 
             if texts.is_none() {
                 by_row(&columns, rows.clone(), &mut samples);
@@ -274,8 +279,8 @@ impl Segmenter {
                 progress.max_time = Some(progress.max_time.map_or(time, |max| max.max(time)));
                 let (key, window) = windows.at(*slot);
                 let cut = Cut { shape, lane, key, templates: templates.as_ref() };
-                let record = Record { time, offset: offsets[row], values: sample, tag };
-                window.push(&cut, record, &mut out, stats);
+                let mut record = Record { time, offset: offsets[row], values: sample, tag };
+                window.push(&cut, &mut record, &mut out, stats);
             }
         }
         let Progress { first_sequence, first_run, .. } = progress;

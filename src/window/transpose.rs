@@ -15,35 +15,38 @@ pub(super) fn transpose(
     length: usize,
     first: usize,
 ) {
-    let mut tiles = rows.chunks_exact(TILE * columns);
-    let mut at = first;
-    for tile in &mut tiles {
-        let (rows_01, rows_23) = tile.split_at(2 * columns);
-        let ((row_0, row_1), (row_2, row_3)) =
-            (rows_01.split_at(columns), rows_23.split_at(columns));
-        let [four_0, four_1, four_2, four_3] =
-            [row_0, row_1, row_2, row_3].map(|row| row.as_chunks::<TILE>());
-        let fours = four_0.0.iter().zip(four_1.0).zip(four_2.0).zip(four_3.0);
-        for (group, (((a, b), c), d)) in fours.enumerate() {
-            for column in 0..TILE {
-                let place = (TILE * group + column) * length + at;
-                let values = [a[column], b[column], c[column], d[column]];
-                into[place..place + TILE].copy_from_slice(&values);
-            }
+    let count = rows.len() / columns;
+    let mut groups = into.chunks_exact_mut(TILE * length);
+    for (group, four) in (&mut groups).enumerate() {
+        let (columns_01, columns_23) = four.split_at_mut(2 * length);
+        let ((column_0, column_1), (column_2, column_3)) =
+            (columns_01.split_at_mut(length), columns_23.split_at_mut(length));
+        let [out_0, out_1, out_2, out_3] = [column_0, column_1, column_2, column_3]
+            .map(|column| column[first..first + count].as_chunks_mut::<TILE>());
+        let outs = out_0.0.iter_mut().zip(out_1.0).zip(out_2.0).zip(out_3.0);
+        let left = TILE * group;
+        let mut tiles = rows.chunks_exact(TILE * columns);
+        for (tile, (((out_0, out_1), out_2), out_3)) in (&mut tiles).zip(outs) {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|row| {
+                let start = row * columns + left;
+                <[f32; TILE]>::try_from(&tile[start..start + TILE]).unwrap_or_default()
+            });
+            *out_0 = [a[0], b[0], c[0], d[0]];
+            *out_1 = [a[1], b[1], c[1], d[1]];
+            *out_2 = [a[2], b[2], c[2], d[2]];
+            *out_3 = [a[3], b[3], c[3], d[3]];
         }
-        let done = columns - columns % TILE;
-        let rest = four_0.1.iter().zip(four_1.1).zip(four_2.1).zip(four_3.1);
-        for (column, (((a, b), c), d)) in (done..).zip(rest) {
-            let place = column * length + at;
-            into[place..place + TILE].copy_from_slice(&[*a, *b, *c, *d]);
+        for (at, row) in tiles.remainder().chunks_exact(columns).enumerate() {
+            out_0.1[at] = row[left];
+            out_1.1[at] = row[left + 1];
+            out_2.1[at] = row[left + 2];
+            out_3.1[at] = row[left + 3];
         }
-        at += TILE;
     }
-    for row in tiles.remainder().chunks_exact(columns) {
-        for (column, value) in row.iter().enumerate() {
-            into[column * length + at] = *value;
-        }
-        at += 1;
+    let left = columns - columns % TILE;
+    for (at, column) in groups.into_remainder().chunks_exact_mut(length).enumerate() {
+        let values = rows.iter().skip(left + at).step_by(columns);
+        column[first..first + count].iter_mut().zip(values).for_each(|(out, value)| *out = *value);
     }
 }
 
