@@ -612,7 +612,7 @@ mod tests {
             let head = [("key", Arc::clone(key)), ("time", Arc::clone(time))];
             RecordBatch::try_from_iter(head.into_iter().chain(channels.clone())).unwrap()
         };
-        let messages = vec![3, 3, 4, 4, 9];
+        let messages = [3, 3, 4, 4, 9];
         let whole = |batch: &RecordBatch| {
             let columns = Columns::of(&rules, batch).unwrap();
             let whole = columns.rows(&rules, messages[..batch.num_rows()].to_vec())?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::graph::Graph;
 use super::health::{Health, Snapshot};
 use super::info_nce::{InfoNce, info_nce};
-use super::network::Encoded;
+use super::network::{Encoded, Network};
 use super::{Learner, SCALE_BOUNDS, optimizer, reach};
 use crate::config::Temperature;
 use crate::pairs::{Origin, augment};
@@ -59,7 +59,7 @@ impl Learner {
         let batch = shards.iter().map(|shard| shard.origins.len()).sum();
         shards.par_iter_mut().for_each(|shard| self.augment(shard));
         if self.steps == 0 {
-            let first = self.encode_all(&shards, |shard| &shard.anchors);
+            let first = self.encode_anchors(&self.network, &shards);
             self.network.learn_features(&first.features);
             self.momentum = self.network.clone();
         }
@@ -137,11 +137,11 @@ impl Learner {
         self.momentum.follow(&mut self.network, self.model.momentum);
     }
 
-    /// What the model makes of a batch, shard by shard.
-    fn encode_all(&self, shards: &[Shard], views: fn(&Shard) -> &[f32]) -> Encoded {
+    /// What `network` makes of a batch's anchors.
+    fn encode_anchors(&self, network: &Network, batch: &[Shard]) -> Encoded {
         let encode =
-            |shard| self.network.forward(&mut Graph::inference(), self.views(views(shard)));
-        let encoded: Vec<Encoded> = shards.par_iter().map(encode).collect();
+            |shard: &Shard| network.forward(&mut Graph::inference(), self.views(&shard.anchors));
+        let encoded: Vec<Encoded> = batch.par_iter().map(encode).collect();
         Encoded::join(&encoded)
     }
 
@@ -153,11 +153,8 @@ impl Learner {
     fn rolls_back(&mut self, found: &Health, batch: &[Shard]) -> bool {
         let kept = self.watch.snapshot().filter(|_| self.watch.suspects(found));
         let collapsed = kept.is_some_and(|kept| {
-            let encode = |shard: &Shard| {
-                kept.network.forward(&mut Graph::inference(), self.views(&shard.anchors))
-            };
-            let before: Vec<Encoded> = batch.par_iter().map(encode).collect();
-            found.is_collapsed(&Health::of(&Encoded::join(&before)))
+            let before = self.encode_anchors(&kept.network, batch);
+            found.is_collapsed(&Health::of(&before))
         });
         if !collapsed {
             if self.watch.note_healthy(found) {
