@@ -34,7 +34,7 @@ bench: ## Run the benchmarks
 	@scripts/setup build
 	@$(CARGO) bench --locked
 
-bench-quick: ## Look in two minutes whether something became slower
+bench-quick: ## Look in a few minutes whether something became slower
 	@scripts/setup build
 	@PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" scripts/bench-quick
 

@@ -99,7 +99,7 @@ fn main() {
         multiply(&mut product, false, factor, factor);
     });
     // Fewer where every instruction is counted.
-    let (rounds, steps) = if count("BEFORE", BEFORE) > 0 { (64, 20) } else { (8, 1) };
+    let (rounds, steps) = if count("BEFORE", BEFORE) > 0 { (64, 20) } else { (4, 0) };
     let segments = segments(rounds);
     for encoder in ["mlp", "tcn"].into_iter().filter(|encoder| is_wanted(encoder)) {
         let mut learner = Learner::new(&pipeline(encoder));
