@@ -9,6 +9,8 @@
 //! - `apache-avro` reads a `Value` by the writer's schema;
 //! - `arrow-ipc` reads the batches of a stream.
 
+mod measure;
+
 use std::hint::black_box;
 use std::io::Write;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use contrastream::config::{Avro, Csv, Encoding, Format, Framing, Layout, Records
 use contrastream::decode::Decoder;
 use contrastream::source::{Lane, Messages};
 use cpu_time::ThreadTime;
+use measure::{median, wanted};
 
 const MESSAGES: u64 = 4096;
 /// Records of one message of Arrow, and several such messages.
@@ -152,20 +155,14 @@ fn timed(run: &mut dyn FnMut()) -> (f64, f64) {
     (cpu.elapsed().as_secs_f64() * 1e9, wall.elapsed().as_secs_f64() * 1e9)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Times `ours`, which decodes `count` records, and its yardstick by turns.
-fn measure(
+fn compare(
     name: &str,
     count: u64,
     ours: &mut dyn FnMut(),
     yardstick: Option<(&str, &mut dyn FnMut())>,
 ) {
-    let rounds = std::env::var("ROUNDS").map_or(15, |rounds| rounds.parse().expect("a number"));
+    let rounds = measure::count("ROUNDS", 15);
     let records = count as f64 * REPEATS as f64;
     let print = |name: &str, times: &[(f64, f64)]| {
         let cpu = median(times.iter().map(|time| time.0 / records));
@@ -226,7 +223,7 @@ fn arrow_ipc(messages: &Messages) -> impl FnMut() {
 }
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let wanted = wanted();
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|wanted| name.contains(wanted));
     let columns = ["machine", "ts", "temperature", "vibration", "pressure"].map(str::to_owned);
     let csv = Csv { columns: columns.to_vec(), ..Csv::default() };
@@ -261,17 +258,17 @@ fn main() {
         match format {
             Format::Json => {
                 let mut theirs = simd_json(&messages);
-                measure(name, count, &mut ours, Some(("simd-json", &mut theirs)));
+                compare(name, count, &mut ours, Some(("simd-json", &mut theirs)));
             }
             Format::Avro => {
                 let mut theirs = apache_avro(&messages);
-                measure(name, count, &mut ours, Some(("apache-avro", &mut theirs)));
+                compare(name, count, &mut ours, Some(("apache-avro", &mut theirs)));
             }
             Format::Arrow => {
                 let mut theirs = arrow_ipc(&messages);
-                measure(name, count, &mut ours, Some(("arrow-ipc", &mut theirs)));
+                compare(name, count, &mut ours, Some(("arrow-ipc", &mut theirs)));
             }
-            _ => measure(name, count, &mut ours, None),
+            _ => compare(name, count, &mut ours, None),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! drawing and augmenting, both encoders, the loss, the gradient, Adam, the momentum update.
 //! `scripts/peers/learner.py` does the same in JAX. `yardstick` is a product of two matrices of 256 x 256.
 
+mod measure;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -14,6 +16,7 @@ use contrastream::learner::{KeyState, Learner, Matrix, multiply};
 use contrastream::sink::SegmentMeta;
 use contrastream::source::Lane;
 use contrastream::window::Segments;
+use measure::{count, median, wanted};
 use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 use rand_pcg::Pcg64Mcg;
@@ -59,8 +62,7 @@ fn segments(rounds: u64) -> Segments {
 
 /// Whether a case, or all cases whose names begin so, are wanted.
 fn is_wanted(name: &str) -> bool {
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    wanted.is_none_or(|wanted| {
+    wanted().is_none_or(|wanted| {
         name.contains(&wanted)
             || wanted.starts_with(name)
             || !wanted.contains('-') && !name.contains('-')
@@ -70,31 +72,26 @@ fn is_wanted(name: &str) -> bool {
 /// Runs before the first that counts.
 const BEFORE: usize = 5;
 
-fn count(name: &str, usual: usize) -> usize {
-    std::env::var(name).map_or(usual, |count| count.parse().expect("a number"))
-}
-
-fn measure(name: &str, mut run: impl FnMut()) {
+fn time(name: &str, mut run: impl FnMut()) {
     if !is_wanted(name) {
         return;
     }
     (0..count("BEFORE", BEFORE)).for_each(|_| run());
-    let mut times: Vec<f64> = (0..count("RUNS", 31))
+    let times: Vec<f64> = (0..count("RUNS", 31))
         .map(|_| {
             let began = Instant::now();
             run();
             began.elapsed().as_secs_f64() * 1e6
         })
         .collect();
-    times.sort_by(f64::total_cmp);
-    println!("{name} {:.1}", times.get(times.len() / 2).unwrap_or(&f64::NAN));
+    println!("{name} {:.1}", median(times));
 }
 
 fn main() {
     // What the processor multiplies in a while, to hold the rest against.
     let factor = vec![0.5; 256 * 256];
     let mut product = vec![0.0; 256 * 256];
-    measure("yardstick", || {
+    time("yardstick", || {
         let factor = Matrix::new(black_box(&factor), 256, 256);
         multiply(&mut product, false, factor, factor);
     });
@@ -108,10 +105,10 @@ fn main() {
         learner.learn(&mut keys, &embedded, false);
         // Until the queue is full.
         (0..steps).for_each(|_| learner.step());
-        measure(&format!("{encoder}-step"), || learner.step());
+        time(&format!("{encoder}-step"), || learner.step());
         for batch in [1, 32, 256] {
             let values = &embedded.values[..batch * CHANNELS * LENGTH];
-            measure(&format!("{encoder}-embed-{batch}"), || {
+            time(&format!("{encoder}-embed-{batch}"), || {
                 black_box(learner.embed_standardised(black_box(values)));
             });
         }

@@ -4,6 +4,8 @@
 //! runs (`RUNS`) of 2048 segments after 10 (`BEFORE`). Segments are 64 samples of 8 channels, of 64 keys in turn,
 //! every 8 samples; what is scored is as in `pipelines/sensor.toml`.
 
+mod measure;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -12,6 +14,7 @@ use contrastream::runtime::Core;
 use contrastream::sink::SegmentMeta;
 use contrastream::source::Lane;
 use contrastream::window::Segments;
+use measure::{count, median, wanted};
 use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 use rand_pcg::Pcg64Mcg;
@@ -83,10 +86,7 @@ impl Stream {
 }
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let count = |name: &str, usual: usize| {
-        std::env::var(name).map_or(usual, |count| count.parse().expect("a number"))
-    };
+    let wanted = wanted();
     let (before, runs) = (count("BEFORE", 10), count("RUNS", 31));
     for encoder in ["mlp", "tcn"] {
         let name = format!("{encoder}-score");
@@ -95,7 +95,7 @@ fn main() {
         }
         let mut core = Core::new(&pipeline(encoder));
         let mut stream = Stream::new();
-        let mut times: Vec<f64> = (0..before + runs)
+        let times: Vec<f64> = (0..before + runs)
             .map(|_| {
                 let segments = stream.next();
                 let began = Instant::now();
@@ -105,7 +105,6 @@ fn main() {
             })
             .skip(before)
             .collect();
-        times.sort_by(f64::total_cmp);
-        println!("{name} {:.2}", times.get(times.len() / 2).unwrap_or(&f64::NAN));
+        println!("{name} {:.2}", median(times));
     }
 }

@@ -1,5 +1,6 @@
-//! From a broker to a broker: records a second of `contrastream run` beside the bare consumer of
-//! librdkafka and jobs in Python, and how long it takes from a record to its result.
+//! From a broker to a broker: records a second of `contrastream run`, at least and exactly once,
+//! beside the bare consumer of librdkafka and jobs in Python, and how long it takes from a record to
+//! its result. `checkpoint.delivery` is at least once but where the name says otherwise.
 //!
 //! Needs a broker: `make broker`, then `eval "$(scripts/kafka env)"`. `PEERS_PYTHON` names a Python
 //! with quixstreams, river and jax for the jobs of `scripts/peers/stream.py` (`make bench-peers` sees
@@ -9,6 +10,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod measure;
 
 use std::env;
 use std::fmt::Write;
@@ -18,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Program, brokers, contrastream, create_topic, producer, repository, unique};
+use measure::{count, median, quantile};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -38,26 +41,27 @@ const SECONDS_OF_LATENCY: usize = 15;
 
 fn main() {
     if env::var("CONTRASTREAM_TEST_BROKERS").is_ok_and(|brokers| !brokers.is_empty()) {
-        measure();
+        run();
     } else {
         println!("stream: skipped, CONTRASTREAM_TEST_BROKERS names no broker: make broker");
     }
 }
 
-fn measure() {
+fn run() {
     let topic = unique("stream");
     create_topic(&topic, PARTITIONS, &[]);
     let bytes = fill(&topic);
     let records = MACHINES * READINGS;
     println!("{records} records of {} bytes, {PARTITIONS} partitions", bytes / records);
     let python = env::var("PEERS_PYTHON").ok();
-    let runs: usize = env::var("RUNS").map_or(3, |runs| runs.parse().expect("a number"));
+    let runs = count("RUNS", 3);
 
     type Contender<'a> = (&'a str, Box<dyn Fn() -> f64 + 'a>);
     let mut contenders: Vec<Contender<'_>> = vec![
         ("bare-consumer", Box::new(|| records as f64 / bare(&topic, records).as_secs_f64())),
-        ("contrastream-tcn", Box::new(|| run_once(&topic, "tcn"))),
-        ("contrastream-mlp", Box::new(|| run_once(&topic, "mlp"))),
+        ("contrastream-tcn", Box::new(|| run_once(&topic, "tcn", "at-least-once"))),
+        ("exactly-once-tcn", Box::new(|| run_once(&topic, "tcn", "exactly-once"))),
+        ("contrastream-mlp", Box::new(|| run_once(&topic, "mlp", "at-least-once"))),
     ];
     if let Some(python) = &python {
         for kind in ["river", "jax"] {
@@ -180,9 +184,9 @@ fn pipeline(
 }
 
 /// Takes the whole topic as a group of its own, into topics of its own: records a second.
-fn run_once(topic: &str, encoder: &str) -> f64 {
+fn run_once(topic: &str, encoder: &str, delivery: &str) -> f64 {
     let folder = tempfile::tempdir().expect("a folder for state");
-    let (file, _) = pipeline(&folder, topic, encoder, "at-least-once");
+    let (file, _) = pipeline(&folder, topic, encoder, delivery);
     let mut program = Program::start(contrastream(["run".as_ref(), file.as_os_str()]));
     program.wait_metric("contrastream_source_records_total", 1.0);
     let began = Instant::now();
@@ -260,19 +264,9 @@ fn latency(delivery: &str, rate: f64) {
     });
     program.terminate().exits(0);
     for (what, delays) in [("a record itself", of_records), ("its result", of_results)] {
-        let [half, most] = [0.5, 0.99].map(|share| quantile(&delays, share));
+        let [half, most] = [0.5, 0.99].map(|share| quantile(delays.iter().copied(), share));
         println!(
             "{delivery:>17}  {rate:.0} records/s, {what} after {half:.1} ms (median), {most:.1} ms (99 %)"
         );
     }
-}
-
-fn median(values: Vec<f64>) -> f64 {
-    quantile(&values, 0.5)
-}
-
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get((values.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
 }

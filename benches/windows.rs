@@ -9,6 +9,8 @@
 //! or more, in an order of keys that is not that of memory, in batches of 4096 records. Before them,
 //! every window is filled.
 
+mod measure;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
@@ -23,6 +25,7 @@ use contrastream::decode::records_schema;
 use contrastream::source::Lane;
 use contrastream::window::{Segmenter, WindowShape};
 use cpu_time::ThreadTime;
+use measure::{count, median, wanted};
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_distr::StandardNormal;
 use rand_pcg::Pcg64Mcg;
@@ -148,12 +151,6 @@ fn pass(stream: &mut Stream, segmenter: &mut Segmenter) -> Pass {
     Pass { cpu, wall, allocations: sum.allocations / records }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Bytes of this process in memory.
 fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
@@ -162,8 +159,8 @@ fn resident() -> f64 {
 }
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let passes = std::env::var("PASSES").map_or(7, |passes| passes.parse().expect("a number"));
+    let wanted = wanted();
+    let passes = count("PASSES", 7);
     for lateness in [0, 5 * SECOND] {
         // Most keys first: what lies in memory is theirs alone.
         let mut figures: Vec<(String, f64)> = Vec::new();

@@ -171,8 +171,8 @@ fn list(opened: &Opened) -> anyhow::Result<()> {
 
 fn show(opened: &Opened, id: Option<&str>) -> anyhow::Result<()> {
     let checkpoint = opened.find(id)?;
-    let learner = Core::look_at(&checkpoint.core)?;
-    let description = Description::new(opened, &checkpoint, &learner)?;
+    let (learner, labels) = Core::look_at(&checkpoint.core)?;
+    let description = Description::new(opened, &checkpoint, &learner, labels)?;
     println!("checkpoint: {}", description.id);
     println!("made: {}", description.made.as_deref().unwrap_or("unknown"));
     println!("pipeline: {}", description.pipeline);
@@ -257,8 +257,8 @@ fn is_damage(error: &CheckpointError) -> bool {
 
 fn export(opened: &Opened, id: Option<&str>, to: &Path) -> anyhow::Result<()> {
     let checkpoint = opened.find(id)?;
-    let learner = Core::look_at(&checkpoint.core)?;
-    let description = Description::new(opened, &checkpoint, &learner)?;
+    let (learner, labels) = Core::look_at(&checkpoint.core)?;
+    let description = Description::new(opened, &checkpoint, &learner, labels)?;
     let cannot_write = |path: &Path| format!("{}: cannot be written", path.display());
     fs::create_dir_all(to).with_context(|| cannot_write(to))?;
     let [model, momentum] = learner.tensors();
@@ -361,6 +361,7 @@ impl Description {
         opened: &Opened,
         checkpoint: &Checkpoint,
         learner: &Learner,
+        labels: TakenLabels,
     ) -> Result<Self, CheckpointError> {
         let positions = checkpoint.positions.iter().map(|(lane, _)| lane);
         let windows = checkpoint.windows.iter().map(|(lane, _)| lane);
@@ -399,7 +400,6 @@ impl Description {
                 lane.model_keys = keys::count_saved(saved, &opened.store)?;
             }
         }
-        let labels = Some(Core::labels_in(&checkpoint.core)?);
         let (queue, queue_age) = learner.queue();
         let shape = learner.shape();
         Ok(Self {
@@ -418,7 +418,7 @@ impl Description {
                 queue,
                 queue_age,
             },
-            labels: labels.filter(|labels| !labels.read.is_empty()),
+            labels: Some(labels).filter(|labels| !labels.read.is_empty()),
             lanes: lanes.into_values().collect(),
             staged: checkpoint.staged.clone(),
         })

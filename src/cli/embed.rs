@@ -71,9 +71,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let (Some(format), Source::File(file)) = (&arguments.format, &mut reading.source) {
         file.format = Some(parse_format(format)?);
     }
-    let learner = Core::look_at(&checkpoint.core)?
-        .resume(&reading)
-        .with_context(|| format!("checkpoint {}", checkpoint.id))?;
+    let (learner, _) = Core::look_at(&checkpoint.core)?;
+    let learner =
+        learner.resume(&reading).with_context(|| format!("checkpoint {}", checkpoint.id))?;
     let bar = progress();
     let output = Output { by: arguments.by.map(Kind::from), pool: arguments.pool };
     let told = |records: u64| bar.set_position(records);

@@ -67,8 +67,8 @@ pub fn run(
     std::thread::scope(|scope| {
         for _ in 0..cores.min(series.len()) {
             scope.spawn(|| {
-                // Each core has a series of its own: a step is not to be shared. Where it is all the
-                // same, by rayon's threads, it gives the same.
+                // Each core has a series of its own, so it shares no step of it. Should it not come
+                // to that, rayon's threads share them, and the results are the same.
                 let _pool = learner::share_among(1).ok();
                 while let Some((index, one)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| Some((i, series.get(i)?)))

@@ -86,15 +86,14 @@ impl Node {
         &self.values
     }
 
-    /// The rows of all nodes, one after the other, as a constant.
-    pub fn join<'a>(nodes: impl Iterator<Item = &'a Self>) -> Self {
-        let (mut rows, mut columns, mut values) = (0, 0, Vec::new());
-        for node in nodes {
-            rows += node.rows;
-            columns = node.columns;
-            values.extend_from_slice(node.values());
-        }
-        Self { rows, columns, values: Arc::new(values), place: None }
+    /// The rows of all nodes, one after the other, as a constant: without a copy where there is one.
+    pub fn join(mut nodes: Vec<Self>) -> Self {
+        let (rows, columns) = (nodes.iter().map(|node| node.rows).sum(), nodes[0].columns);
+        let values = match nodes.len() {
+            1 => nodes.swap_remove(0).values,
+            _ => Arc::new(nodes.iter().flat_map(Self::values).copied().collect()),
+        };
+        Self { rows, columns, values, place: None }
     }
 
     /// The values, without a copy where nothing else holds them.

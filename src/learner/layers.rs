@@ -1,5 +1,7 @@
 //! Fused layers: one operation each on the tape, forward and backward.
 
+use std::ops::Range;
+
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -48,18 +50,21 @@ impl Dense {
         let bias = graph.parameter(&self.bias);
         let (rows, columns) = (inputs[0].rows, weights.columns);
         let mut out = repeat(bias.values(), rows);
-        let mut first = 0;
+        // Each input, and where its weights are.
+        let mut parts: Vec<(Node, Range<usize>)> = Vec::with_capacity(inputs.len());
         for input in inputs {
-            let of_input = first * columns..(first + input.columns) * columns;
-            let weights = Matrix::new(&weights.values()[of_input], input.columns, columns);
+            let first = parts.last().map_or(0, |(_, weights)| weights.end);
+            parts.push(((*input).clone(), first..first + input.columns * columns));
+        }
+        for (input, of_input) in &parts {
+            let weights = &weights.values()[of_input.clone()];
+            let weights = Matrix::new(weights, input.columns, columns);
             multiply(&mut out, true, matrix(input), weights);
-            first += input.columns;
         }
         let has_relu = self.activation == Activation::Relu;
         if has_relu {
             relu(&mut out);
         }
-        let inputs: Vec<Node> = inputs.iter().map(|input| (*input).clone()).collect();
         graph.operation(out, rows, columns, move |output, mut gradient, gradients| {
             if has_relu {
                 gate(output.values(), &mut gradient);
@@ -68,16 +73,14 @@ impl Dense {
             if let Some(out) = gradients.of(&bias) {
                 add_columns(gradient.values(), out);
             }
-            let mut first = 0;
-            for input in &inputs {
-                let of_input = first * columns..(first + input.columns) * columns;
-                first += input.columns;
+            for (input, of_input) in &parts {
                 if let Some(out) = gradients.of(&weights) {
                     let out = &mut out[of_input.clone()];
                     multiply(out, true, matrix(input).transposed(), gradient);
                 }
                 if let Some(out) = gradients.of(input) {
-                    let weights = Matrix::new(&weights.values()[of_input], input.columns, columns);
+                    let weights = &weights.values()[of_input.clone()];
+                    let weights = Matrix::new(weights, input.columns, columns);
                     multiply(out, true, gradient, weights.transposed());
                 }
             }

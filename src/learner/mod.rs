@@ -361,13 +361,13 @@ impl Learner {
     /// Embeds standardised segments `[segments, channels, time]` with the model as it is: for
     /// causes, which ask what a segment would be without one of its channels.
     pub fn embed_standardised(&self, values: &[f32]) -> Vec<f32> {
-        let embed = |views: Views<'_>| self.network.embed(&mut Graph::inference(), views);
-        Node::join(self.in_parts(values, embed).iter()).into_values()
+        let embed = |views: Views<'_>| self.network.embed(&mut Graph::inference(), views).1;
+        Node::join(self.in_parts(values, embed)).into_values()
     }
 
     fn encode(&self, embedded: &mut Embedded) {
         let encode = |views: Views<'_>| self.network.forward(&mut Graph::inference(), views);
-        let encoded = Encoded::join(&self.in_parts(&embedded.values, encode));
+        let encoded = Encoded::join(self.in_parts(&embedded.values, encode));
         embedded.embeddings = encoded.embeddings.into_values();
         embedded.projections = encoded.projections.into_values();
     }

@@ -32,14 +32,16 @@ pub struct Encoded {
 
 impl Encoded {
     /// The rows of all parts, one part after the other: values alone, to be looked at.
-    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        let parts: Vec<&Self> = parts.into_iter().collect();
-        let join = |of: fn(&Self) -> &Node| Node::join(parts.iter().map(|part| of(part)));
-        Self {
-            features: join(|part| &part.features),
-            embeddings: join(|part| &part.embeddings),
-            projections: join(|part| &part.projections),
+    pub fn join(parts: Vec<Self>) -> Self {
+        let (mut features, mut embeddings, mut projections) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            features.push(part.features);
+            embeddings.push(part.embeddings);
+            projections.push(part.projections);
         }
+        let [features, embeddings, projections] =
+            [features, embeddings, projections].map(Node::join);
+        Self { features, embeddings, projections }
     }
 }
 
@@ -61,18 +63,18 @@ impl Network {
         Self { encoder, norm: RunningNorm::new(model.embedding), projection }
     }
 
-    /// Embeds segments: `[segments, embedding]`, rows of unit length.
-    pub fn embed(&self, graph: &mut Graph, views: Views<'_>) -> Node {
+    /// Embeds segments: the encoder's features, and from them the embeddings, rows of unit length,
+    /// `[segments, embedding]` both.
+    pub fn embed(&self, graph: &mut Graph, views: Views<'_>) -> (Node, Node) {
         let features = self.encoder.forward(graph, views);
         let standardised = self.norm.forward(graph, &features);
-        normalise(graph, &standardised)
+        let embeddings = normalise(graph, &standardised);
+        (features, embeddings)
     }
 
     /// Embeds and projects segments.
     pub fn forward(&self, graph: &mut Graph, views: Views<'_>) -> Encoded {
-        let features = self.encoder.forward(graph, views);
-        let standardised = self.norm.forward(graph, &features);
-        let embeddings = normalise(graph, &standardised);
+        let (features, embeddings) = self.embed(graph, views);
         let mut hidden = embeddings.clone();
         for layer in &self.projection {
             hidden = layer.forward(graph, &hidden);

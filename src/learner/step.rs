@@ -102,14 +102,18 @@ impl Learner {
         };
         let pairs = shards.par_iter().zip(&positives);
         let lessons: Vec<Lesson> = pairs.map(learn).collect();
-        let anchors = Encoded::join(lessons.iter().map(|lesson| &lesson.encoded));
-        let positives = Encoded::join(&positives);
+        let (mut anchors, mut found, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
+        for lesson in lessons {
+            anchors.push(lesson.encoded);
+            found.push(lesson.found);
+            gradients.push(lesson.gradients);
+        }
+        let (anchors, positives) = (Encoded::join(anchors), Encoded::join(positives));
         self.network.learn_features(&anchors.features);
         self.momentum.learn_features(&positives.features);
         let health = Health::of(&anchors);
 
-        let sum =
-            |part: fn(&InfoNce) -> f32| lessons.iter().map(|lesson| part(&lesson.found)).sum();
+        let sum = |part: fn(&InfoNce) -> f32| found.iter().map(part).sum();
         let log_scale: f32 = sum(|found| found.log_scale);
         self.last_step = Some(Step {
             loss: sum(|found| found.loss),
@@ -122,7 +126,6 @@ impl Learner {
             ),
             health,
         });
-        let gradients = lessons.into_iter().map(|lesson| lesson.gradients).collect();
         let mut gradients = optimizer::sum(gradients);
         let norm = optimizer::clip(&mut gradients, self.training.clip_norm);
         if let Some(step) = &mut self.last_step {
@@ -141,8 +144,7 @@ impl Learner {
     fn encode_anchors(&self, network: &Network, batch: &[Shard]) -> Encoded {
         let encode =
             |shard: &Shard| network.forward(&mut Graph::inference(), self.views(&shard.anchors));
-        let encoded: Vec<Encoded> = batch.par_iter().map(encode).collect();
-        Encoded::join(&encoded)
+        Encoded::join(batch.par_iter().map(encode).collect())
     }
 
     /// Keeps the model while it is healthy; goes back to the one it last kept once it has

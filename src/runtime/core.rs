@@ -97,7 +97,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// Adds another's, of which this one's share in the sum is `kept`.
+    /// Adds what came after it, once of itself only the share `kept` counts.
     pub fn follow(&mut self, newer: &Self, kept: f64) {
         self.scoring = self.scoring.mul_f64(kept) + newer.scoring;
         self.learning = self.learning.mul_f64(kept) + newer.learning;
@@ -133,26 +133,16 @@ impl Core {
         Ok(Self { labels_read, ..core })
     }
 
-    /// The model among the bytes of [`Core::save`], to be looked at: without the pipeline that it
-    /// was made for it cannot go on.
+    /// The model among the bytes of [`Core::save`] and what was learned from labels, to be looked at:
+    /// without the pipeline that it was made for it cannot go on.
     ///
     /// # Errors
     /// If the bytes are not a core.
-    pub fn look_at(bytes: &[u8]) -> Result<Learner, CheckpointError> {
-        let (learner, _): (Learner, Scorer) =
-            postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
-        Ok(learner)
-    }
-
-    /// What was learned from labels, among the same bytes.
-    ///
-    /// # Errors
-    /// If the bytes are not a core.
-    pub fn labels_in(bytes: &[u8]) -> Result<TakenLabels, CheckpointError> {
-        let (_, scorer, read): (Learner, Scorer, _) =
+    pub fn look_at(bytes: &[u8]) -> Result<(Learner, TakenLabels), CheckpointError> {
+        let (learner, scorer, read): (Learner, Scorer, _) =
             postcard::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
         let (anomalies, normal) = scorer.examples();
-        Ok(TakenLabels { read, anomalies, normal })
+        Ok((learner, TakenLabels { read, anomalies, normal }))
     }
 
     fn from_parts(learner: Learner, scorer: Scorer, pipeline: &config::Pipeline) -> Self {

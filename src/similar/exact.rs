@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::{Neighbour, keep_nearest};
-use crate::learner::{Matrix, multiply};
+use crate::learner::{self, Matrix, multiply};
 
 /// Rows of a block: with the products for a few queries it stays in a core's cache.
 const BLOCK: usize = 1_024;
@@ -35,7 +35,7 @@ pub fn nearest(
     }
     let rows = values.len() / width;
     let count = queries.len() / width;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let cores = learner::cores();
     let share = rows.div_ceil(cores).next_multiple_of(BLOCK);
     let parts = thread::scope(|scope| {
         let parts = values.chunks(share.max(BLOCK) * width).enumerate().map(|(part, values)| {

@@ -10,6 +10,7 @@ use usearch::{Index as Graph, IndexOptions, MetricKind, ScalarKind};
 
 use super::read::{Rows, Seen, seen, unreadable};
 use super::{By, Embeddings, Neighbour, SimilarError};
+use crate::learner;
 
 /// Folder of the index, below that of the embeddings. Readers of Hive's folders pass it over.
 const FOLDER: &str = "_similar";
@@ -50,7 +51,7 @@ impl Index {
     ) -> Result<Self, SimilarError> {
         let graph = graph(width, effort)?;
         let rows = values.len() / width.max(1);
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = learner::cores();
         graph.reserve_capacity_and_threads(rows, cores).map_err(failed)?;
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {

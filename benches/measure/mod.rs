@@ -1,0 +1,26 @@
+//! What the benchmarks share that print lines of their own.
+
+// Each of them uses a part of it.
+#![allow(dead_code)]
+
+/// The number that a variable holds, such as `RUNS`, or the `usual` one.
+pub fn count(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |count| count.parse().expect("a number"))
+}
+
+/// The filter on the command line, if there is one.
+pub fn wanted() -> Option<String> {
+    std::env::args().skip(1).find(|argument| !argument.starts_with("--"))
+}
+
+/// The value that half of `values` are below; NaN of none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The value that a `share` of `values` are below; NaN of none.
+pub fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get((values.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
