@@ -42,6 +42,7 @@ pub fn apply(
 
 /// Adds Gaussian noise to every value: a random stretch of noise that is drawn once.
 pub fn jitter(segment: &mut [f32], rng: &mut impl Rng) {
+    // A segment may be longer than the noise.
     for values in segment.chunks_mut(NOISE / 4) {
         let first = rng.random_range(0..NOISE - values.len());
         let noise = &noise()[first..first + values.len()];
@@ -52,8 +53,8 @@ pub fn jitter(segment: &mut [f32], rng: &mut impl Rng) {
 /// Length of [`noise`].
 const NOISE: usize = 1 << 16;
 
-/// Normal values of deviation [`JITTER`], always the same ones: drawing as many for each view takes
-/// longer than the network does.
+/// Normal values of deviation [`JITTER`], always the same ones: drawing as many for each view makes a
+/// training step of an MLP a tenth longer.
 fn noise() -> &'static [f32] {
     static NOISE_DRAWN: LazyLock<Vec<f32>> = LazyLock::new(|| {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
