@@ -102,7 +102,7 @@ fn main() {
         let mut learner = Learner::new(&pipeline(encoder));
         let mut keys: Keys<KeyState> = Keys::new(1000, None);
         let embedded = learner.embed(&mut keys, &segments, 0..segments.len());
-        learner.learn(&mut keys, &embedded, false);
+        learner.learn(&mut keys, &embedded, None);
         // Until the queue is full.
         (0..steps).for_each(|_| learner.step());
         time(&format!("{encoder}-step"), || learner.step());

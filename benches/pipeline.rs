@@ -105,17 +105,18 @@ fn stages(criterion: &mut Criterion) {
         );
     });
     for encoder in ["tcn", "mlp"] {
-        let pipeline = pipeline(encoder);
-        let mut core = Core::new(&pipeline);
-        core.process(&seen, |_| true, |outputs| drop(black_box(outputs))).expect("no store");
         for (name, train) in [("embed, score", false), ("embed, score, train", true)] {
+            let mut pipeline = pipeline(encoder);
+            pipeline.training.enabled = train;
+            let mut core = Core::new(&pipeline);
+            core.process(&seen, None, |outputs| drop(black_box(outputs))).expect("no store");
             group.bench_function(format!("decode, window, {name} ({encoder})"), |bencher| {
                 bencher.iter_batched(
                     || (core.clone(), ingest.segmenter.clone()),
                     |(mut core, segmenter)| {
                         let mut fresh = Ingest { segmenter, ..Ingest::new(&base) };
                         let segments = fresh.segments(&batches);
-                        core.process(&segments, |_| train, |outputs| drop(black_box(outputs)))
+                        core.process(&segments, None, |outputs| drop(black_box(outputs)))
                             .expect("no store");
                         core
                     },
@@ -137,7 +138,7 @@ fn training(criterion: &mut Criterion) {
         let mut ingest = Ingest::new(&pipeline);
         let seen = ingest.segments(&messages(&mut plant, &pipeline, SEEN));
         let mut core = Core::new(&pipeline);
-        core.process(&seen, |_| true, |outputs| drop(black_box(outputs))).expect("no store");
+        core.process(&seen, None, |outputs| drop(black_box(outputs))).expect("no store");
         group.bench_function(format!("step ({encoder})"), |bencher| {
             bencher.iter(|| core.train());
         });

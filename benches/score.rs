@@ -99,7 +99,7 @@ fn main() {
             .map(|_| {
                 let segments = stream.next();
                 let began = Instant::now();
-                core.process(&segments, |_| false, |outputs| drop(black_box(outputs)))
+                core.process(&segments, None, |outputs| drop(black_box(outputs)))
                     .expect("no store");
                 began.elapsed().as_secs_f64() * 1e6 / segments.len() as f64
             })

@@ -12,6 +12,7 @@
 mod common;
 mod measure;
 
+use std::collections::HashMap;
 use std::env;
 use std::fmt::Write;
 use std::fs;
@@ -212,11 +213,11 @@ fn peer(python: &str, kind: &str, topic: &str) -> f64 {
     rate.unwrap_or_else(|| panic!("{kind}: {text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// From the time of a segment's last record to when its embedding can be read, records coming at
-/// `rate` a second; beside it, from a record to when it can be read itself.
+/// From when the broker has a segment's last record to when the segment's embedding can be read,
+/// records coming at `rate` a second; beside it, to when that record itself can be read.
 fn latency(delivery: &str, rate: f64) {
     let topic = unique("latency");
-    create_topic(&topic, PARTITIONS, &[]);
+    create_topic(&topic, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
     let folder = tempfile::tempdir().expect("a folder for state");
     let (file, name) = pipeline(&folder, &topic, "tcn", delivery);
     let results = format!("{name}.embeddings");
@@ -225,29 +226,29 @@ fn latency(delivery: &str, rate: f64) {
     program.wait_ready();
     let readings = (rate * SECONDS_OF_LATENCY as f64 / MACHINES as f64) as usize;
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    let [of_records, of_results] = thread::scope(|scope| {
-        let listen = |topic: String, is_result: bool| {
-            let consumer = consumer(&topic, Offset::End);
-            move || {
-                let mut delays = Vec::new();
-                while let Some(message) = consumer.poll(Duration::from_secs(5)) {
-                    let message = message.expect("the broker answers");
-                    let json: serde_json::Value =
-                        serde_json::from_slice(message.payload().unwrap_or_default())
-                            .expect("the message is JSON");
-                    let sent = match is_result {
-                        true => json["window_end"].as_f64().map(|micros| micros / 1e3),
-                        false => json["ts"].as_f64(),
-                    };
-                    delays.push(now().as_secs_f64() * 1e3 - sent.expect("a time"));
-                }
-                // The first second or two belong to the start.
-                delays.drain(..delays.len() / 5);
-                delays
+    // By partition and offset of the record: when the broker took it, and when what was made of it
+    // came, milliseconds since the epoch.
+    type Seen = Vec<((i32, i64), f64, Option<i64>)>;
+    let listen = |topic: &str, place: fn(&serde_json::Value) -> Option<(i32, i64)>| {
+        let consumer = consumer(topic, Offset::End);
+        move || {
+            let mut seen: Seen = Vec::new();
+            while let Some(message) = consumer.poll(Duration::from_secs(5)) {
+                let message = message.expect("the broker answers");
+                let came = now().as_secs_f64() * 1e3;
+                let payload = message.payload().unwrap_or_default();
+                let json = serde_json::from_slice(payload).expect("the message is JSON");
+                let own = (message.partition(), message.offset());
+                seen.push((place(&json).unwrap_or(own), came, message.timestamp().to_millis()));
             }
-        };
-        let bare = scope.spawn(listen(topic.clone(), false));
-        let full = scope.spawn(listen(results, true));
+            seen
+        }
+    };
+    let [records, results] = thread::scope(|scope| {
+        let records = scope.spawn(listen(&topic, |_| None));
+        let results = scope.spawn(listen(&results, |json| {
+            Some((json["partition"].as_i64()? as i32, json["last_offset"].as_i64()?))
+        }));
         let producer = producer();
         let began = Instant::now();
         for reading in 0..readings {
@@ -260,13 +261,22 @@ fn latency(delivery: &str, rate: f64) {
             }
         }
         producer.flush(common::PATIENCE).expect("the broker takes them");
-        [bare, full].map(|thread| thread.join().expect("a listener"))
+        [records, results].map(|thread| thread.join().expect("a listener"))
     });
+    let steps = program.metric("contrastream_learner_steps_total").unwrap_or(0.0);
     program.terminate().exits(0);
-    for (what, delays) in [("a record itself", of_records), ("its result", of_results)] {
+    let taken: HashMap<(i32, i64), i64> =
+        records.iter().filter_map(|(place, _, taken)| Some((*place, (*taken)?))).collect();
+    for (what, seen) in [("a record itself", records), ("its result", results)] {
+        // The first few seconds belong to the start, when the listeners may not have been there yet.
+        let seen = seen.iter().skip(seen.len() / 5);
+        let delay =
+            |(place, came, _): &((i32, i64), f64, _)| Some(came - *taken.get(place)? as f64);
+        let delays: Vec<f64> = seen.filter_map(delay).collect();
         let [half, most] = [0.5, 0.99].map(|share| quantile(delays.iter().copied(), share));
         println!(
-            "{delivery:>17}  {rate:.0} records/s, {what} after {half:.1} ms (median), {most:.1} ms (99 %)"
+            "{delivery:>17}  {rate:.0} records/s, {steps} steps, {what} after {half:.1} ms (median), \
+             {most:.1} ms (99 %)"
         );
     }
 }

@@ -186,7 +186,7 @@ fn learn(pipeline: &Pipeline, train: &Split, passes: usize) -> anyhow::Result<(L
                 let end = (start + learner.until_step()).min(segments.len());
                 let embedded = learner.embed(&mut keys, segments, start..end);
                 let began = Instant::now();
-                learner.learn(&mut keys, &embedded, true);
+                learner.learn(&mut keys, &embedded, None);
                 learning += began.elapsed();
                 start = end;
             }

@@ -105,31 +105,27 @@ fn measure(kind: &str, pipeline: &Pipeline, segments: u64) -> anyhow::Result<()>
     let mut seen = HashSet::new();
     while all.segments < segments {
         let found = segmenter.push(&stream.next_batch()?)?;
-        core.process(
-            &found,
-            |_| true,
-            |outputs| {
-                for (segment, score) in outputs.segments.iter().zip(&outputs.scores) {
-                    if !score.warm {
-                        continue;
-                    }
-                    let begins = score.alert_id.as_ref().is_some_and(|id| seen.insert(id.clone()));
-                    let since_change = change.and_then(|at| segment.sequence.checked_sub(at));
-                    match since_change {
-                        Some(since) => {
-                            let at = AFTER.partition_point(|until| *until <= since);
-                            after[at].add(begins, score.alert);
-                        }
-                        None => {
-                            if segment.sequence < warmup + COLD {
-                                cold.add(begins, score.alert);
-                            }
-                        }
-                    }
-                    all.add(begins, score.alert);
+        core.process(&found, None, |outputs| {
+            for (segment, score) in outputs.segments.iter().zip(&outputs.scores) {
+                if !score.warm {
+                    continue;
                 }
-            },
-        )?;
+                let begins = score.alert_id.as_ref().is_some_and(|id| seen.insert(id.clone()));
+                let since_change = change.and_then(|at| segment.sequence.checked_sub(at));
+                match since_change {
+                    Some(since) => {
+                        let at = AFTER.partition_point(|until| *until <= since);
+                        after[at].add(begins, score.alert);
+                    }
+                    None => {
+                        if segment.sequence < warmup + COLD {
+                            cold.add(begins, score.alert);
+                        }
+                    }
+                }
+                all.add(begins, score.alert);
+            }
+        })?;
     }
     // A segment a stride, a sample a second.
     let promised = |segments: u64| {

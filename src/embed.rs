@@ -369,17 +369,13 @@ mod tests {
         let mut core = Core::new(&pipeline);
         let mut segmenters: BTreeMap<Lane, Segmenter> = BTreeMap::new();
         let mut take = |segments: &Segments| {
-            let taken = core.process(
-                segments,
-                |_| true,
-                |outputs| {
-                    let rows = outputs.embeddings.chunks(16);
-                    for (meta, row) in outputs.segments.iter().zip(rows) {
-                        let bits: Vec<u32> = row.iter().map(|value| value.to_bits()).collect();
-                        expected.insert((meta.key.to_string(), meta.sequence.cast_signed()), bits);
-                    }
-                },
-            );
+            let taken = core.process(segments, None, |outputs| {
+                let rows = outputs.embeddings.chunks(16);
+                for (meta, row) in outputs.segments.iter().zip(rows) {
+                    let bits: Vec<u32> = row.iter().map(|value| value.to_bits()).collect();
+                    expected.insert((meta.key.to_string(), meta.sequence.cast_signed()), bits);
+                }
+            });
             taken.unwrap();
         };
         loop {

@@ -53,7 +53,7 @@ metrics_table! {
     WINDOW_SEGMENTS = Counter "contrastream_window_segments_total", "Segments completed.";
     LEARNER_BACKLOG = Gauge "contrastream_learner_backlog_batches", "Batches that wait for the learner.";
     LEARNER_STEPS = Counter "contrastream_learner_steps_total", "Training steps taken.";
-    LEARNER_SKIPPED_STEPS = Counter "contrastream_learner_skipped_steps_total", "Training steps left out because the stream lagged.";
+    LEARNER_SKIPPED_STEPS = Counter "contrastream_learner_skipped_steps_total", "Training steps left out because there was no time for them.";
     LEARNER_STEP_SECONDS = Histogram "contrastream_learner_learning_seconds", "Time a batch of segments took to learn from, its training steps included.";
     LEARNER_SCORING_SECONDS = Histogram "contrastream_learner_scoring_seconds", "Time a batch of segments took to embed and score.";
     LEARNER_LOSS = Gauge "contrastream_learner_loss_nats", "InfoNCE of the last training step.";

@@ -86,7 +86,7 @@ impl Stages {
             results.embeddings.extend(outputs.embeddings);
             results.scores.extend(outputs.scores);
         };
-        self.core.process(segments, |_| true, deliver).unwrap();
+        self.core.process(segments, None, deliver).unwrap();
         results
     }
 

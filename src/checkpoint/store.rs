@@ -18,7 +18,7 @@ use crate::sink::StagedFile;
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
 /// Version of the format. A program reads its own version and refuses others by name.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// Magic, format version, length of the manifest, length of the core.
 const HEADER: usize = MAGIC.len() + 4 + 8 + 8;
 /// Length of a CRC-32.
@@ -586,12 +586,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path(), 2);
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&7_u32.to_le_bytes());
+        bytes.extend_from_slice(&(FORMAT + 1).to_le_bytes());
         bytes.extend_from_slice(&[0; 16]);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         fs::write(path(folder.path(), "1.checkpoint"), bytes).expect("writable");
         let error = store.latest("plant", true).expect_err("refused").to_string();
-        assert!(error.contains("format 7, this program reads format 6"), "{error}");
+        let expected = format!("format {}, this program reads format {FORMAT}", FORMAT + 1);
+        assert!(error.contains(&expected), "{error}");
     }
 
     #[test]

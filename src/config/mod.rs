@@ -343,7 +343,8 @@ pub struct Training {
     pub learning_rate: f32,
     /// Largest norm of a step's gradient.
     pub clip_norm: f32,
-    /// Share of the learner's time that training may take when the stream lags; 1 never skips.
+    /// Share of the time that training may take beside a live stream; steps beyond it are left out. With
+    /// 1 none is: scoring waits for each.
     pub max_share: f32,
     /// Seed of weights, pairs and augmentations.
     pub seed: u64,

@@ -294,18 +294,14 @@ impl Verdicts {
             let first = segments.take_first(count);
             let mut owns = self.line_scores(&first).into_iter();
             // Training must not depend on how fast this machine is.
-            core.process(
-                &first,
-                |_| true,
-                |outputs| {
-                    for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
-                        let own = owns.next().unwrap_or_default();
-                        let Score { score, alert, turn, .. } = *score;
-                        let verdict = Verdict { score, alert, turn, ..Verdict::default() };
-                        self.give(meta, verdict, &own);
-                    }
-                },
-            )?;
+            core.process(&first, None, |outputs| {
+                for (meta, score) in outputs.segments.iter().zip(&outputs.scores) {
+                    let own = owns.next().unwrap_or_default();
+                    let Score { score, alert, turn, .. } = *score;
+                    let verdict = Verdict { score, alert, turn, ..Verdict::default() };
+                    self.give(meta, verdict, &own);
+                }
+            })?;
             if let Some(teacher) = teacher {
                 let told =
                     first.meta.iter().filter_map(|meta| self.newest_row(meta).zip(Some(meta)));

@@ -4,6 +4,8 @@
 //! al. 2022), and the loss alone does not tell. [`Health`] measures both; [`Watch`] keeps the last
 //! model that was well, to which [`super::Learner`] rolls back.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::graph::Parameter;
@@ -72,8 +74,8 @@ pub struct Watch {
     /// Healthy and collapsed steps in a row.
     healthy: u64,
     collapsed: u32,
-    last: Option<Snapshot>,
-    last_but_one: Option<Snapshot>,
+    last: Option<Arc<Snapshot>>,
+    last_but_one: Option<Arc<Snapshot>>,
     rollbacks: u64,
     /// How often the learning rate is halved.
     halvings: i32,
@@ -98,7 +100,7 @@ impl Watch {
 
     /// The model to go back to.
     pub fn snapshot(&self) -> Option<&Snapshot> {
-        self.last_but_one.as_ref().or(self.last.as_ref())
+        self.last_but_one.as_deref().or(self.last.as_deref())
     }
 
     /// Takes note of a healthy step; returns whether a snapshot is due.
@@ -116,7 +118,7 @@ impl Watch {
 
     /// Keeps a snapshot of a healthy model.
     pub fn keep(&mut self, snapshot: Snapshot) {
-        self.last_but_one = self.last.replace(snapshot);
+        self.last_but_one = self.last.replace(Arc::new(snapshot));
         self.halvings = (self.halvings - 1).max(0);
     }
 
@@ -132,7 +134,7 @@ impl Watch {
         self.last = self.last_but_one.take().or(self.last.take());
         self.rollbacks += 1;
         self.halvings += 1;
-        self.last.clone()
+        self.last.as_deref().cloned()
     }
 }
 

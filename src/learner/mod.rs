@@ -3,8 +3,9 @@
 //! A [`Learner`] belongs to one thread. [`Learner::embed`] says what the model makes of segments;
 //! [`Learner::learn`] then takes them as lessons, with a training step every `training.every`
 //! segments. Training is scheduled by segments seen, never by a clock: the same segments in the
-//! same order and the same seed give the same bits. The method is MoCo (He et al. 2020) on
-//! temporal neighbours.
+//! same order and the same seed give the same bits. Where segments come no matter how long a step
+//! takes, a [`Trainer`] takes the steps beside that thread, and leaves out those that it has no time
+//! for. The method is MoCo (He et al. 2020) on temporal neighbours.
 
 mod encoder;
 mod graph;
@@ -12,6 +13,7 @@ mod health;
 mod info_nce;
 mod kernels;
 mod layers;
+mod model;
 mod movement;
 mod network;
 mod optimizer;
@@ -19,22 +21,20 @@ mod queue;
 mod standardise;
 mod step;
 mod taps;
+mod trainer;
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::encoder::Views;
-use self::graph::{Graph, Node, Parameter};
-use self::health::Watch;
-use self::network::{Encoded, Network};
-use self::optimizer::Adam;
-use self::queue::Queue;
+use self::model::{Model, Settings};
 use self::standardise::Standardiser;
-use crate::config::{self, Input, Standardise, Temperature};
+use self::step::Batch;
+use crate::config::{self, Input, Standardise};
 use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
@@ -43,23 +43,24 @@ pub use self::graph::NamedTensor;
 pub use self::health::Health;
 pub use self::kernels::{Matrix, multiply};
 pub use self::step::Step;
+pub use self::trainer::Trainer;
 
 /// Cores that there are.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Lets this thread, and `threads` less one that wait beside it, share what the learners on this
-/// thread do, for as long as what is returned is held. Where it is never called, rayon's threads
-/// share it.
+/// Lets this thread, and `threads` less one of the same name and priority that wait beside it, share
+/// what the learners on this thread do, for as long as what is returned is held. Where it is never
+/// called, rayon's threads share it.
 ///
 /// # Errors
 /// If the threads cannot be started.
 pub fn share_among(threads: usize) -> std::io::Result<rayon::ThreadPool> {
-    let name = |number| format!("learner-{number}");
+    let name = std::thread::current().name().unwrap_or("learner").to_owned();
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
-        .thread_name(name)
+        .thread_name(move |number| format!("{name}-{number}"))
         .use_current_thread()
         .build()
         .map_err(std::io::Error::other)
@@ -70,27 +71,14 @@ pub fn share_among(threads: usize) -> std::io::Result<rayon::ThreadPool> {
 pub struct Learner {
     // Not part of what is saved: the pipeline file says them anew, see `Learner::resume`.
     #[serde(skip)]
-    model: config::Model,
-    #[serde(skip)]
-    training: config::Training,
-    #[serde(skip)]
-    pairs: config::Pairs,
-    shape: WindowShape,
-    network: Network,
-    momentum: Network,
-    /// Logarithm of the inverse temperature, `[1, 1]`.
-    log_scale: Parameter,
-    optimizer: Adam,
-    queue: Queue,
+    settings: Arc<Settings>,
+    /// Shared with the trainer while a step is under way.
+    model: Arc<Model>,
     pool: Pool,
     rng: Pcg64Mcg,
     /// Segments taken as lessons.
     seen: u64,
-    /// Training steps taken: the model's version.
-    steps: u64,
     skipped_steps: u64,
-    last_step: Option<Step>,
-    watch: Watch,
     /// Where `model.standardise = "all"`, from the first segment on.
     ruler: Option<Ruler>,
 }
@@ -159,14 +147,6 @@ const FORGETTING_SEGMENTS_OF_ALL: u64 = 4096;
 /// Most negatives that a segment's surprise is measured against: the estimate's noise is far below
 /// the spread between segments, and embedding stays cheaper than a long queue.
 const SURPRISE_NEGATIVES: usize = 1024;
-/// Segments that one core embeds at a time: enough to be worth handing over, and few enough for the
-/// second cache to hold what the layers make of them.
-const PART: usize = 16;
-/// Bounds of the inverse temperature where it is learned. CLIP (Radford et al. 2021) starts at
-/// 1 / 0.07 and stops at 100; a queue that holds a stream's own recurring states wants less.
-const SCALE_START: f32 = 1.0 / 0.1;
-const SCALE_BOUNDS: Range<f32> = 2.0..50.0;
-
 impl AsMut<Self> for KeyState {
     fn as_mut(&mut self) -> &mut Self {
         self
@@ -183,34 +163,16 @@ impl Learner {
     /// An untrained learner for segments of one shape.
     pub fn new(pipeline: &config::Pipeline) -> Self {
         let shape = WindowShape::new(&pipeline.windows, &pipeline.records);
-        let config::Pipeline { model, training, pairs, .. } = pipeline;
-        let mut rng = Pcg64Mcg::seed_from_u64(training.seed);
-        let network = Network::new(model, shape.channels, shape.length, &mut rng);
-        let scale = match model.temperature {
-            Temperature::Auto => SCALE_START,
-            Temperature::Fixed(temperature) => 1.0 / temperature,
-        };
-        let mut log_scale = Parameter::zeros(1, 1);
-        log_scale.values_mut()[0] = scale.ln();
-        let dimension = model.projection.last().copied().unwrap_or(model.embedding);
+        let settings = Settings::new(pipeline);
+        let mut rng = Pcg64Mcg::seed_from_u64(settings.training.seed);
         Self {
-            momentum: network.clone(),
-            network,
-            log_scale,
-            optimizer: Adam::default(),
-            queue: Queue::new(model.queue, dimension),
-            pool: Pool::new(pairs.pool, shape.channels * shape.length),
+            pool: Pool::new(settings.pairs.pool, shape.channels * shape.length),
+            model: Arc::new(Model::new(&settings, shape, &mut rng)),
+            settings: Arc::new(settings),
             rng,
             seen: 0,
-            steps: 0,
             skipped_steps: 0,
-            last_step: None,
-            watch: Watch::default(),
             ruler: None,
-            model: model.clone(),
-            training: training.clone(),
-            pairs: pairs.clone(),
-            shape,
         }
     }
 
@@ -220,54 +182,49 @@ impl Learner {
     /// # Errors
     /// If the saved weights do not fit the model that the pipeline file describes.
     pub fn resume(mut self, pipeline: &config::Pipeline) -> Result<Self, ResumeError> {
-        let mut fresh = Self::new(pipeline);
-        let shapes = |network: &mut Network| -> Vec<(usize, usize)> {
-            network.parameters().iter().map(|parameter| parameter.shape()).collect()
-        };
-        let (found, expected) = (shapes(&mut self.network), shapes(&mut fresh.network));
-        if found != expected || self.shape != fresh.shape {
+        let fresh = Self::new(pipeline);
+        let (found, expected) = (self.model.shapes(), fresh.model.shapes());
+        if found != expected || self.model.shape != fresh.model.shape {
             return Err(ResumeError { found, expected });
         }
-        self.model = fresh.model;
-        self.training = fresh.training;
-        self.pairs = fresh.pairs;
+        self.settings = fresh.settings;
         Ok(self)
     }
 
     /// Whether a round begins: the segments from one training step, as scheduled, to the next.
     pub fn begins_round(&self) -> bool {
-        self.seen.is_multiple_of(self.training.every.max(1) as u64)
+        self.seen.is_multiple_of(self.settings.training.every.max(1) as u64)
     }
 
     /// How many segments to embed before the next call of [`Learner::learn`] changes the model.
     pub fn until_step(&self) -> usize {
-        let every = self.training.every.max(1) as u64;
+        let every = self.settings.training.every.max(1) as u64;
         (every - self.seen % every) as usize
     }
 
     /// Training steps taken: the version of the model that [`Learner::embed`] uses.
     pub fn version(&self) -> u64 {
-        self.steps
+        self.model.steps
     }
 
-    /// Training steps left out because the stream would have lagged.
+    /// Training steps left out because there was no time for them.
     pub fn skipped_steps(&self) -> u64 {
         self.skipped_steps
     }
 
     /// How the last training step went.
     pub fn last_step(&self) -> Option<&Step> {
-        self.last_step.as_ref()
+        self.model.last_step.as_ref()
     }
 
     /// Times that a collapsed model was rolled back to the last healthy one.
     pub fn rollbacks(&self) -> u64 {
-        self.watch.rollbacks()
+        self.model.watch.rollbacks()
     }
 
     /// The inverse of the temperature.
     pub fn scale(&self) -> f32 {
-        self.log_scale.values()[0].exp()
+        self.model.scale()
     }
 
     /// Segments taken as lessons.
@@ -277,17 +234,17 @@ impl Learner {
 
     /// The segments that it is for.
     pub fn shape(&self) -> &WindowShape {
-        &self.shape
+        &self.model.shape
     }
 
     /// The tensors of the model, and those of the momentum encoder that follows it.
     pub fn tensors(&self) -> [Vec<NamedTensor<'_>>; 2] {
-        [self.network.tensors(), self.momentum.tensors()]
+        [self.model.network.tensors(), self.model.momentum.tensors()]
     }
 
     /// Entries of the queue, and their mean age in training steps.
     pub fn queue(&self) -> (usize, f64) {
-        (self.queue.len(), self.queue.mean_age(self.steps))
+        (self.model.queue.len(), self.model.queue.mean_age(self.model.steps))
     }
 
     /// Embeds the segments of `range`, all of one lane, with the model as it is. Each is
@@ -299,7 +256,8 @@ impl Learner {
         segments: &Segments,
         range: Range<usize>,
     ) -> Embedded {
-        let (size, time) = (self.shape.channels * self.shape.length, self.shape.length);
+        let (size, time) =
+            (self.model.shape.channels * self.model.shape.length, self.model.shape.length);
         let horizon = FORGETTING_SEGMENTS * time as u64;
         let horizon_of_all = FORGETTING_SEGMENTS_OF_ALL * time as u64;
         let mut ruler = self.ruler_for(segments, &range);
@@ -308,7 +266,7 @@ impl Learner {
             let meta = &segments.meta[index];
             let slot = keys.touch(&meta.key, S::default);
             let moved;
-            let values = match self.model.input {
+            let values = match self.settings.model.input {
                 Input::Values => segments.segment(index, size),
                 Input::Movement => {
                     moved = movement::movement(segments.segment(index, size), time);
@@ -339,17 +297,20 @@ impl Learner {
             });
         }
         embedded.ruler = ruler;
-        self.encode(&mut embedded);
+        let encoded = self.model.encode(&embedded.values);
+        embedded.embeddings = encoded.embeddings.into_values();
+        embedded.projections = encoded.projections.into_values();
         self.surprise(keys, &mut embedded);
         embedded
     }
 
     /// The ruler of all keys, if there is to be one; the very first segment begins it.
     fn ruler_for(&self, segments: &Segments, range: &Range<usize>) -> Option<Ruler> {
-        if self.model.standardise == Standardise::Key || range.is_empty() {
+        if self.settings.model.standardise == Standardise::Key || range.is_empty() {
             return None;
         }
-        let (size, time) = (self.shape.channels * self.shape.length, self.shape.length);
+        let (size, time) =
+            (self.model.shape.channels * self.model.shape.length, self.model.shape.length);
         let begin = || {
             let first = segments.segment(range.start, size);
             let first = Standardiser::new(first, time, HELD_SEGMENTS);
@@ -361,32 +322,14 @@ impl Learner {
     /// Embeds standardised segments `[segments, channels, time]` with the model as it is: for
     /// causes, which ask what a segment would be without one of its channels.
     pub fn embed_standardised(&self, values: &[f32]) -> Vec<f32> {
-        let embed = |views: Views<'_>| self.network.embed(&mut Graph::inference(), views).1;
-        Node::join(self.in_parts(values, embed)).into_values()
-    }
-
-    fn encode(&self, embedded: &mut Embedded) {
-        let encode = |views: Views<'_>| self.network.forward(&mut Graph::inference(), views);
-        let encoded = Encoded::join(self.in_parts(&embedded.values, encode));
-        embedded.embeddings = encoded.embeddings.into_values();
-        embedded.projections = encoded.projections.into_values();
-    }
-
-    /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the
-    /// cores share them. A segment's bits do not depend on those beside it.
-    fn in_parts<E: Send>(&self, values: &[f32], network: impl Fn(Views<'_>) -> E + Sync) -> Vec<E> {
-        let size = PART * self.shape.channels * self.shape.length;
-        if values.len() <= size {
-            return vec![network(self.views(values))];
-        }
-        values.par_chunks(size).map(|values| network(self.views(values))).collect()
+        self.model.embed(values)
     }
 
     /// Each segment against its key's previous one, from this batch or an earlier one.
     fn surprise<S: State + AsMut<KeyState>>(&self, keys: &mut Keys<S>, embedded: &mut Embedded) {
-        let dimension = self.dimension();
-        let count = self.queue.len().min(SURPRISE_NEGATIVES);
-        let negatives = &self.queue.projections()[..count * dimension];
+        let dimension = self.model.dimension();
+        let count = self.model.queue.len().min(SURPRISE_NEGATIVES);
+        let negatives = &self.model.queue.projections()[..count * dimension];
         let rows = embedded.origins.len();
         let mut cosines = vec![0.0; rows * count];
         kernels::multiply(
@@ -411,9 +354,9 @@ impl Learner {
             }
             .filter(|(before, _)| origin.follows(before));
             let cosines = &mut cosines[row * count..(row + 1) * count];
-            if self.pairs.exclude_same_key {
-                let reach = reach(&self.shape, &self.pairs);
-                for (cosine, negative) in cosines.iter_mut().zip(self.queue.origins()) {
+            if self.settings.pairs.exclude_same_key {
+                let reach = reach(&self.model.shape, &self.settings.pairs);
+                for (cosine, negative) in cosines.iter_mut().zip(self.model.queue.origins()) {
                     if negative.is_near(&origin, reach) {
                         *cosine = f32::NEG_INFINITY;
                     }
@@ -426,17 +369,17 @@ impl Learner {
         }
     }
 
-    /// Takes segments, as [`Learner::embed`] returned them, as lessons; a training step follows
-    /// where one is due, unless `may_train` says that there is no time for it.
+    /// Takes segments, as [`Learner::embed`] returned them, as lessons. A training step follows where
+    /// one is due: at once, or by `trainer`, if there is one and it has time for it.
     pub fn learn<S: State + AsMut<KeyState>>(
         &mut self,
         keys: &mut Keys<S>,
         embedded: &Embedded,
-        may_train: bool,
+        mut trainer: Option<&mut Trainer>,
     ) {
-        let size = self.shape.channels * self.shape.length;
-        let dimension = self.dimension();
-        if self.training.enabled || self.ruler.is_none() {
+        let size = self.model.shape.channels * self.model.shape.length;
+        let dimension = self.model.dimension();
+        if self.settings.training.enabled || self.ruler.is_none() {
             self.ruler = embedded.ruler.clone();
         }
         for (row, origin) in embedded.origins.iter().copied().enumerate() {
@@ -450,29 +393,45 @@ impl Learner {
             let projection = embedded.projections[row * dimension..(row + 1) * dimension].to_vec();
             key.previous = Some(Previous { origin, ticket, projection });
             self.seen += 1;
-            if !self.training.enabled {
+            if !self.settings.training.enabled {
                 continue;
             }
             if self.begins_round() {
                 if let Some(ruler) = &mut self.ruler {
                     ruler.used = ruler.following.clone();
                 }
-                if may_train {
-                    self.step();
-                } else {
-                    self.skipped_steps += 1;
+                match trainer.as_deref_mut() {
+                    None => self.step(),
+                    Some(trainer) if trainer.has_time() => {
+                        if let Some(batch) = self.draw() {
+                            trainer.begin(&self.model, &self.settings, batch);
+                        }
+                    }
+                    Some(_) => self.skipped_steps += 1,
                 }
             }
         }
     }
 
-    fn views<'a>(&self, values: &'a [f32]) -> Views<'a> {
-        Views { values, channels: self.shape.channels, time: self.shape.length }
+    /// Trains on one batch; does nothing while the pool has next to no neighbours.
+    pub fn step(&mut self) {
+        if let Some(batch) = self.draw() {
+            Arc::make_mut(&mut self.model).step(batch, &self.settings);
+        }
     }
 
-    /// Length of a projection.
-    fn dimension(&self) -> usize {
-        self.model.projection.last().copied().unwrap_or(self.model.embedding)
+    /// Goes on with the model that `trainer` has trained meanwhile, if it has; returns how long the
+    /// step took.
+    pub fn take_from(&mut self, trainer: &mut Trainer) -> Option<Duration> {
+        let (model, took) = trainer.take()?;
+        self.model = model;
+        Some(took)
+    }
+
+    /// A batch of pairs from the pool.
+    fn draw(&mut self) -> Option<Batch> {
+        let Settings { training, pairs, .. } = &*self.settings;
+        Batch::draw(&self.pool, training.batch, pairs.max_distance, &mut self.rng)
     }
 }
 
@@ -556,7 +515,7 @@ mod tests {
         while start < segments.len() {
             let range = start..(start + learner.until_step()).min(segments.len());
             let embedded = learner.embed(keys, segments, range.clone());
-            learner.learn(keys, &embedded, true);
+            learner.learn(keys, &embedded, None);
             embeddings.extend(embedded.embeddings);
             start = range.end;
         }
@@ -627,19 +586,54 @@ mod tests {
     }
 
     #[test]
-    fn steps_left_out_for_want_of_time_are_counted() {
-        let Fed { mut learner, mut keys } = learner(config::Encoder::Tcn, "every = 16");
+    fn a_trainer_takes_the_same_step_beside_and_leaves_out_what_it_has_no_time_for() {
+        let (segments, later) = (stream(0..4), stream(4..5));
+        let bits = |Fed { learner, keys }: &mut Fed| -> Vec<u32> {
+            let embedded = learner.embed(keys, &later, 0..later.len());
+            embedded.embeddings.iter().map(|value| value.to_bits()).collect()
+        };
+        let mut here = learner(config::Encoder::Tcn, "every = 16");
+        // The first has no neighbours to learn from, the second does.
+        let embedded = here.learner.embed(&mut here.keys, &segments, 0..32);
+        here.learner.learn(&mut here.keys, &embedded, None);
+        assert_eq!((here.learner.version(), here.learner.skipped_steps()), (1, 0));
+
+        let mut beside = learner(config::Encoder::Tcn, "every = 16");
+        let untrained = bits(&mut beside.clone());
+        let mut trainer = Trainer::start(1e-3).expect("a thread");
+        let embedded = beside.learner.embed(&mut beside.keys, &segments, 0..64);
+        beside.learner.learn(&mut beside.keys, &embedded, Some(&mut trainer));
+        assert_eq!((beside.learner.version(), beside.learner.skipped_steps()), (0, 2));
+        while beside.learner.take_from(&mut trainer).is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(beside.learner.version(), 1);
+        assert!(!trainer.has_time(), "it rests");
+        here.keys = beside.keys.clone();
+        let trained = bits(&mut beside);
+        assert_eq!(trained, bits(&mut here));
+        assert_ne!(trained, untrained);
+    }
+
+    #[test]
+    fn what_a_trainer_is_told_to_forget_is_not_taken() {
+        let mut fed = learner(config::Encoder::Mlp, "every = 16");
+        let mut trainer = Trainer::start(1.0).expect("a thread");
         let segments = stream(0..2);
-        let embedded = learner.embed(&mut keys, &segments, 0..32);
-        learner.learn(&mut keys, &embedded, false);
-        assert_eq!((learner.version(), learner.skipped_steps()), (0, 2));
+        let embedded = fed.learner.embed(&mut fed.keys, &segments, 0..32);
+        fed.learner.learn(&mut fed.keys, &embedded, Some(&mut trainer));
+        assert!(!trainer.has_time(), "a step is under way");
+        trainer.forget();
+        assert!(trainer.has_time());
+        assert_eq!((fed.learner.take_from(&mut trainer), fed.learner.version()), (None, 0));
     }
 
     #[test]
     fn the_level_of_a_key_is_seen_from_its_first_segment_where_all_share_one_ruler() {
         let difference = |standardise: &str| -> f32 {
             let mut learner = learner(config::Encoder::Tcn, "");
-            learner.learner.model.standardise = match standardise {
+            let settings = Arc::make_mut(&mut learner.learner.settings);
+            settings.model.standardise = match standardise {
                 "all" => Standardise::All,
                 _ => Standardise::Key,
             };
@@ -662,12 +656,12 @@ mod tests {
         let segments = stream(0..20);
         let feed_by = |most: usize| -> Vec<u32> {
             let mut fed = learner(config::Encoder::Tcn, "");
-            fed.learner.model.standardise = Standardise::All;
+            Arc::make_mut(&mut fed.learner.settings).model.standardise = Standardise::All;
             let (mut bits, mut start) = (Vec::new(), 0);
             while start < segments.len() {
                 let end = start + fed.learner.until_step().min(most);
                 let embedded = fed.learner.embed(&mut fed.keys, &segments, start..end);
-                fed.learner.learn(&mut fed.keys, &embedded, true);
+                fed.learner.learn(&mut fed.keys, &embedded, None);
                 bits.extend(embedded.embeddings.iter().map(|value| value.to_bits()));
                 start = end;
             }

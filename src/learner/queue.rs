@@ -49,6 +49,11 @@ impl Queue {
         &self.origins
     }
 
+    /// Length of a projection.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
     /// Entries by the number of their key.
     pub fn by_key(&self) -> ByKey {
         let mut by_key = ByKey::default();

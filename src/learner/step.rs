@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::graph::Graph;
 use super::health::{Health, Snapshot};
 use super::info_nce::{InfoNce, info_nce};
+use super::model::{Model, SCALE_BOUNDS, Settings};
 use super::network::{Encoded, Network};
-use super::{Learner, SCALE_BOUNDS, optimizer, reach};
-use crate::config::Temperature;
-use crate::pairs::{Origin, augment};
+use super::{optimizer, reach};
+use crate::config::{Augmentation, Temperature};
+use crate::pairs::{Origin, Pool, augment};
 
 /// Parts of a batch, each with its own pass.
 const SHARDS: usize = 4;
@@ -35,7 +36,12 @@ pub struct Step {
     pub health: Health,
 }
 
+/// Pairs to train on, in a fixed number of parts.
+#[derive(Debug)]
+pub struct Batch(Vec<Shard>);
+
 /// A part of a batch of pairs, `[pairs, channels, time]` each: not yet augmented.
+#[derive(Debug)]
 struct Shard {
     anchors: Vec<f32>,
     positives: Vec<f32>,
@@ -52,12 +58,44 @@ struct Lesson {
     gradients: Vec<Vec<f32>>,
 }
 
-impl Learner {
-    /// Trains on one batch; does nothing while the pool has next to no neighbours.
-    pub fn step(&mut self) {
-        let Some(mut shards) = self.draw() else { return };
+impl Batch {
+    /// Draws at most `pairs` pairs of segments at most `max_distance` strides apart; `None` while
+    /// `pool` has next to no neighbours.
+    pub fn draw(
+        pool: &Pool,
+        pairs: usize,
+        max_distance: usize,
+        rng: &mut Pcg64Mcg,
+    ) -> Option<Self> {
+        // A pool smaller than the batch would fill the queue with repetitions.
+        let pairs = pairs.min(pool.len());
+        let mut shards = Vec::with_capacity(SHARDS);
+        for number in 0..SHARDS {
+            let mut shard = Shard {
+                anchors: Vec::new(),
+                positives: Vec::new(),
+                origins: Vec::new(),
+                rng: Pcg64Mcg::seed_from_u64(rng.random()),
+            };
+            for _ in number * pairs / SHARDS..(number + 1) * pairs / SHARDS {
+                let (anchor, positive) = pool.sample(max_distance, rng)?;
+                shard.anchors.extend_from_slice(pool.get(anchor)?.0);
+                let (values, origin) = pool.get(positive)?;
+                shard.positives.extend_from_slice(values);
+                shard.origins.push(origin);
+            }
+            shards.push(shard);
+        }
+        shards.retain(|shard| !shard.origins.is_empty());
+        (!shards.is_empty()).then_some(Self(shards))
+    }
+}
+
+impl Model {
+    /// Trains on one batch.
+    pub fn step(&mut self, Batch(mut shards): Batch, settings: &Settings) {
         let batch = shards.iter().map(|shard| shard.origins.len()).sum();
-        shards.par_iter_mut().for_each(|shard| self.augment(shard));
+        shards.par_iter_mut().for_each(|shard| self.augment(&settings.pairs.augment, shard));
         if self.steps == 0 {
             let first = self.encode_anchors(&self.network, &shards);
             self.network.learn_features(&first.features);
@@ -73,7 +111,7 @@ impl Learner {
             let keys = positives.projections.values();
             self.queue.push(keys, &shard.origins, self.steps + 1);
         }
-        let near = self.pairs.exclude_same_key.then(|| self.queue.by_key());
+        let near = settings.pairs.exclude_same_key.then(|| self.queue.by_key());
         let learn = |(shard, positives): (&Shard, &Encoded)| {
             let mut graph = Graph::training();
             let encoded = self.network.forward(&mut graph, self.views(&shard.anchors));
@@ -86,7 +124,7 @@ impl Learner {
                 batch,
                 |query, cosines| {
                     if let Some(by_key) = &near {
-                        let reach = reach(&self.shape, &self.pairs);
+                        let reach = reach(&self.shape, &settings.pairs);
                         let origin = &shard.origins[query];
                         for at in self.queue.near(by_key, origin, reach) {
                             cosines[at] = f32::NEG_INFINITY;
@@ -127,7 +165,7 @@ impl Learner {
             health,
         });
         let mut gradients = optimizer::sum(gradients);
-        let norm = optimizer::clip(&mut gradients, self.training.clip_norm);
+        let norm = optimizer::clip(&mut gradients, settings.training.clip_norm);
         if let Some(step) = &mut self.last_step {
             step.gradient_norm = norm;
         }
@@ -136,8 +174,8 @@ impl Learner {
         if self.rolls_back(&health, &shards) {
             return;
         }
-        self.update(&gradients);
-        self.momentum.follow(&mut self.network, self.model.momentum);
+        self.update(&gradients, settings);
+        self.momentum.follow(&mut self.network, settings.model.momentum);
     }
 
     /// What `network` makes of a batch's anchors.
@@ -186,46 +224,21 @@ impl Learner {
         true
     }
 
-    fn draw(&mut self) -> Option<Vec<Shard>> {
-        // A pool smaller than the batch would fill the queue with repetitions.
-        let batch = self.training.batch.min(self.pool.len());
-        let mut shards = Vec::with_capacity(SHARDS);
-        for number in 0..SHARDS {
-            let mut shard = Shard {
-                anchors: Vec::new(),
-                positives: Vec::new(),
-                origins: Vec::new(),
-                rng: Pcg64Mcg::seed_from_u64(self.rng.random()),
-            };
-            for _ in number * batch / SHARDS..(number + 1) * batch / SHARDS {
-                let (anchor, positive) =
-                    self.pool.sample(self.pairs.max_distance, &mut self.rng)?;
-                shard.anchors.extend_from_slice(self.pool.get(anchor)?.0);
-                let (values, origin) = self.pool.get(positive)?;
-                shard.positives.extend_from_slice(values);
-                shard.origins.push(origin);
-            }
-            shards.push(shard);
-        }
-        shards.retain(|shard| !shard.origins.is_empty());
-        (!shards.is_empty()).then_some(shards)
-    }
-
-    fn augment(&self, shard: &mut Shard) {
+    fn augment(&self, how: &[Augmentation], shard: &mut Shard) {
         let (channels, size) = (self.shape.channels, self.shape.channels * self.shape.length);
         let views = [&mut shard.anchors, &mut shard.positives];
         for view in views.into_iter().flat_map(|views| views.chunks_exact_mut(size)) {
-            augment::apply(&self.pairs.augment, view, channels, &mut shard.rng);
+            augment::apply(how, view, channels, &mut shard.rng);
         }
     }
 
-    fn update(&mut self, gradients: &[Vec<f32>]) {
+    fn update(&mut self, gradients: &[Vec<f32>], settings: &Settings) {
         let mut parameters = self.network.parameters();
         parameters.push(&mut self.log_scale);
-        let rate = self.watch.restraint() * self.training.learning_rate;
+        let rate = self.watch.restraint() * settings.training.learning_rate;
         self.optimizer.step(&mut parameters, gradients, rate);
         let log_scale = &mut self.log_scale.values_mut()[0];
-        *log_scale = match self.model.temperature {
+        *log_scale = match settings.model.temperature {
             Temperature::Auto => log_scale.clamp(SCALE_BOUNDS.start.ln(), SCALE_BOUNDS.end.ln()),
             Temperature::Fixed(temperature) => -temperature.ln(),
         };

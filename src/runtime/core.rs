@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{CheckpointError, Part, SavedKeys, Store};
 use crate::config;
 use crate::keys::{Keys, State};
-use crate::learner::{self, Learner};
+use crate::learner::{self, Learner, Trainer};
 use crate::score::{self, Label, Scorer};
 use crate::sink::Outputs;
 use crate::source::Lane;
@@ -87,32 +87,13 @@ impl AsMut<score::KeyState> for KeyState {
 /// Segments whose keys are brought back at once.
 const FETCHED: usize = 1024;
 
-/// Time spent since the last [`Core::process`] began.
+/// Time that a call of [`Core::process`] took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Effort {
     /// Embedding and scoring.
     pub scoring: Duration,
-    /// Learning.
+    /// Learning, with what a trainer needed for a step that it finished meanwhile.
     pub learning: Duration,
-}
-
-impl Effort {
-    /// Adds what came after it, once of itself only the share `kept` counts.
-    pub fn follow(&mut self, newer: &Self, kept: f64) {
-        self.scoring = self.scoring.mul_f64(kept) + newer.scoring;
-        self.learning = self.learning.mul_f64(kept) + newer.learning;
-    }
-
-    /// Seconds of both.
-    pub fn seconds(&self) -> f64 {
-        (self.scoring + self.learning).as_secs_f64()
-    }
-
-    /// Share of the time that learning took, together with `more`.
-    pub fn learning_share(&self, more: &Self) -> f64 {
-        let learning = (self.learning + more.learning).as_secs_f64();
-        learning / (self.seconds() + more.seconds()).max(1e-9)
-    }
 }
 
 impl Core {
@@ -250,8 +231,8 @@ impl Core {
     }
 
     /// Embeds and scores segments of one lane, then learns from them; `deliver` gets the results in
-    /// order, in batches that one version of the model made. `may_train` is asked before each
-    /// training step, and told what this call has taken so far.
+    /// order, in batches that one version of the model made. Training steps are taken where they are
+    /// due, or by `trainer`, as far as it has time.
     ///
     /// The results do not depend on how many segments come at once. A lane that was not opened
     /// begins without keys.
@@ -261,7 +242,7 @@ impl Core {
     pub fn process(
         &mut self,
         segments: &Segments,
-        mut may_train: impl FnMut(&Effort) -> bool,
+        mut trainer: Option<&mut Trainer>,
         mut deliver: impl FnMut(Outputs),
     ) -> Result<Effort, CheckpointError> {
         let mut effort = Effort::default();
@@ -279,6 +260,9 @@ impl Core {
                 fetched = (start + FETCHED).min(segments.len());
                 keys.fetch(segments.meta[start..fetched].iter().map(|meta| &*meta.key))?;
             }
+            if let Some(trainer) = trainer.as_deref_mut() {
+                effort.learning += learner.take_from(trainer).unwrap_or_default();
+            }
             let range = start..(start + learner.until_step()).min(fetched);
             start = range.end;
             let began = Instant::now();
@@ -295,7 +279,7 @@ impl Core {
             // Before a training step, which may take many times as long as scoring did.
             deliver(outputs);
             let began = Instant::now();
-            learner.learn(keys, &embedded, may_train(&effort));
+            learner.learn(keys, &embedded, trainer.as_deref_mut());
             effort.learning += began.elapsed();
         }
         keys.shrink(|_| {})?;
@@ -424,17 +408,13 @@ mod tests {
     fn results(core: &mut Core, batches: &[Segments]) -> Vec<(Vec<u32>, Score, u64)> {
         let mut results = Vec::new();
         for batch in batches {
-            core.process(
-                batch,
-                |_| true,
-                |outputs| {
-                    let embeddings = outputs.embeddings.chunks(32);
-                    for (embedding, score) in embeddings.zip(&outputs.scores) {
-                        let bits = embedding.iter().map(|value| value.to_bits()).collect();
-                        results.push((bits, score.clone(), outputs.model_version));
-                    }
-                },
-            )
+            core.process(batch, None, |outputs| {
+                let embeddings = outputs.embeddings.chunks(32);
+                for (embedding, score) in embeddings.zip(&outputs.scores) {
+                    let bits = embedding.iter().map(|value| value.to_bits()).collect();
+                    results.push((bits, score.clone(), outputs.model_version));
+                }
+            })
             .expect("no store is needed");
         }
         results

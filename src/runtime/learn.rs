@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::core::{Core, Effort, SavedCore};
+use super::core::{Core, SavedCore};
 use super::deliver::{Delivery, Epoch};
 use super::feed::{Commit, Freight, Ordered};
 use super::ingest::Ingested;
-use super::{QUEUE, RuntimeError, Summary};
+use super::{RuntimeError, Summary};
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config;
 use crate::decode::DeadLetter;
-use crate::learner;
+use crate::learner::{self, Trainer};
 use crate::score::Label;
 use crate::sink::Outputs;
 use crate::source::{LabelReader, Told};
@@ -30,32 +30,31 @@ pub struct Learn<'a> {
     backlog: &'a AtomicUsize,
     /// Set when labels were taken, which no record may follow to have a commit asked for.
     taught: &'a AtomicBool,
-    /// Whether records come no matter how fast this process is, so that training may have to give
-    /// way. A replay waits instead: what it learns must not depend on the machine's speed.
-    live: bool,
-    /// Of late.
-    effort: Effort,
+    /// Where records come no matter how fast this process is, so that training has to give way. A
+    /// replay waits instead: what it learns must not depend on the machine's speed.
+    trainer: Option<Trainer>,
     summary: Summary,
 }
 
-/// Seconds of work over which the share of learning is forgotten.
-const RECENT: f64 = 5.0;
-
 impl<'a> Learn<'a> {
+    ///
+    /// # Errors
+    /// If the trainer cannot be started.
     pub fn new(
         pipeline: &'a config::Pipeline,
         store: Option<&'a Store>,
         deliveries: SyncSender<Delivery>,
         (backlog, taught): (&'a AtomicUsize, &'a AtomicBool),
-    ) -> Self {
+    ) -> Result<Self, RuntimeError> {
         let live = match &pipeline.source {
             config::Source::Kafka(_) => true,
             config::Source::Generator(generator) => generator.rate > 0.0,
             config::Source::File(_) => false,
         };
+        let config::Training { enabled, max_share, .. } = pipeline.training;
+        let trainer = (live && enabled && max_share < 1.0).then(|| Trainer::start(max_share));
         let core = Core::new(pipeline).with_store(store.cloned());
-        let summary = Summary::default();
-        Self {
+        Ok(Self {
             pipeline,
             core,
             store,
@@ -63,10 +62,9 @@ impl<'a> Learn<'a> {
             labels: None,
             backlog,
             taught,
-            live,
-            effort: Effort::default(),
-            summary,
-        }
+            trainer: trainer.transpose().map_err(RuntimeError::Thread)?,
+            summary: Summary::default(),
+        })
     }
 
     /// Works until nothing can come any more, with this thread as one of those that share a batch.
@@ -78,18 +76,19 @@ impl<'a> Learn<'a> {
                     let freight = Arc::new(freight);
                     let waiting = self.backlog.fetch_sub(1, Ordering::Relaxed) - 1;
                     metrics::gauge!(telemetry::LEARNER_BACKLOG).set(waiting as f64);
-                    // Half full: the source fills it up again a little later than there is room.
-                    let lagging = self.live && 2 * (waiting + 1) >= QUEUE;
                     let ingested = answer.recv().map_err(|_| RuntimeError::Ended)??;
                     self.take_labels(&freight)?;
-                    self.process(ingested, &freight, lagging)?;
+                    self.process(ingested, &freight)?;
                     // A lane that is finished answers more than once.
                     for ingested in answer {
-                        self.process(ingested?, &freight, lagging)?;
+                        self.process(ingested?, &freight)?;
                     }
                 }
                 Ordered::Labels(freight) => self.take_labels(&Arc::new(freight))?,
                 Ordered::Restore(core) => {
+                    if let Some(trainer) = &mut self.trainer {
+                        trainer.forget();
+                    }
                     let store = self.store.cloned();
                     self.core = Core::load(&core, self.pipeline)?.with_store(store);
                     self.labels = None;
@@ -112,12 +111,7 @@ impl<'a> Learn<'a> {
         Ok(self.summary)
     }
 
-    fn process(
-        &mut self,
-        ingested: Ingested,
-        freight: &Arc<Freight>,
-        lagging: bool,
-    ) -> Result<(), RuntimeError> {
+    fn process(&mut self, ingested: Ingested, freight: &Arc<Freight>) -> Result<(), RuntimeError> {
         record_ingested(&ingested);
         self.summary.records += ingested.records;
         self.summary.late_records += ingested.windows.late;
@@ -126,14 +120,12 @@ impl<'a> Learn<'a> {
             let letters = Delivery::DeadLetters(ingested.dead_letters, Arc::clone(freight));
             self.deliveries.send(letters).map_err(|_| RuntimeError::Ended)?;
         }
-        let (before, most) = (self.effort, f64::from(self.pipeline.training.max_share));
-        let may_train = |effort: &Effort| !lagging || before.learning_share(effort) <= most;
-        let Self { core, deliveries, summary, .. } = self;
+        let Self { core, deliveries, summary, trainer, .. } = self;
         let mut delivered = Ok(());
         let skipped = core.learner().skipped_steps();
         let rollbacks = core.learner().rollbacks();
         let version = core.learner().version();
-        let effort = core.process(&ingested.segments, may_train, |outputs| {
+        let effort = core.process(&ingested.segments, trainer.as_mut(), |outputs| {
             summary.count(&outputs);
             record_outputs(&outputs);
             if delivered.is_ok() {
@@ -147,7 +139,6 @@ impl<'a> Learn<'a> {
             let (scoring, learning) = (effort.scoring.as_secs_f64(), effort.learning.as_secs_f64());
             metrics::histogram!(telemetry::LEARNER_SCORING_SECONDS).record(scoring);
             metrics::histogram!(telemetry::LEARNER_STEP_SECONDS).record(learning);
-            self.effort.follow(&effort, (-effort.seconds() / RECENT).exp());
         }
         let learner = self.core.learner();
         metrics::counter!(telemetry::LEARNER_SKIPPED_STEPS)

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! source thread ──▶ workers (decode, windows; one per lane) ──▶ learner thread ──▶ sinks' thread
-//!       └──────────── order of batches, commits ────────────────────▲
+//!       └──────────── order of batches, commits ────────────────────▲    ▲
+//!                                                                     trainer
 //! ```
 //!
 //! The source's thread gives each batch to the worker of its lane, and a place in the learner's
 //! queue: workers run side by side, yet the learner sees batches in the source's order, so a run
 //! can be repeated bit for bit. Every queue is bounded; a full one holds back the one before it,
-//! down to the source, which is paused.
+//! down to the source, which is paused. Where records come no matter how fast they are taken, training
+//! steps are taken by a thread beside the learner's, as far as there is time for them.
 //!
 //! A commit travels the same way as the records before it: the workers add their windows, the
 //! learner its state, and the sinks' thread makes first the results durable, then the checkpoint,
@@ -231,7 +233,7 @@ pub fn run(
         let deliver = spawn("sinks")
             .spawn_scoped(scope, move || deliver.run(from_learner))
             .map_err(RuntimeError::Thread)?;
-        let learn = Learn::new(pipeline, store, to_sinks, (&backlog, &taught));
+        let learn = Learn::new(pipeline, store, to_sinks, (&backlog, &taught))?;
         let learn = spawn("learner")
             .spawn_scoped(scope, move || learn.run(from_feed))
             .map_err(RuntimeError::Thread)?;
