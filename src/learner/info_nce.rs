@@ -78,9 +78,41 @@ pub fn info_nce(
 
 /// The loss of one query alone, nats: how surprising it is that `positive`, the inner product with
 /// its positive, goes with it rather than any of the negatives. `cosines` are the inner products
-/// with those, negative infinity where one is left out; used up.
-pub fn surprise(cosines: &mut [f32], positive: f32, scale: f32) -> f32 {
-    -softmax(cosines, positive, scale).likelihood.ln()
+/// with those, negative infinity where one is left out.
+pub fn surprise(cosines: &[f32], positive: f32, scale: f32) -> f32 {
+    let (own, total) = shares(cosines, positive, scale);
+    -(own / total).max(f32::MIN_POSITIVE).ln()
+}
+
+vectorised! {
+    /// The weight of the positive in the softmax, and that of it and the negatives together.
+    fn shares<'a>(cosines: &'a [f32], positive: f32, scale: f32) -> (f32, f32) {
+        let largest = largest(cosines).max(positive);
+        let mut totals = [0.0; 16];
+        let (chunks, rest) = cosines.as_chunks::<16>();
+        for chunk in chunks {
+            for (total, cosine) in totals.iter_mut().zip(chunk) {
+                // What is left out has next to no weight.
+                *total += exp(scale * (cosine - largest));
+            }
+        }
+        let own = exp(scale * (positive - largest));
+        let rest: f32 = rest.iter().map(|cosine| exp(scale * (cosine - largest))).sum();
+        (own, own + rest + sum(&totals))
+    }
+}
+
+/// The largest value, negative infinity of none.
+#[inline(always)]
+fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(*value);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, value| most.max(*value))
 }
 
 struct Softmax {
@@ -98,17 +130,7 @@ vectorised! {
     /// Replaces the inner products with the negatives by weights in proportion to their
     /// probabilities.
     fn softmax<'a>(row: &'a mut [f32], positive: f32, scale: f32) -> Softmax {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        let (chunks, rest) = row.as_chunks::<16>();
-        for chunk in chunks {
-            for (lane, value) in lanes.iter_mut().zip(chunk) {
-                *lane = lane.max(*value);
-            }
-        }
-        let mut hardest = f32::NEG_INFINITY;
-        for value in lanes.iter().chain(rest) {
-            hardest = hardest.max(*value);
-        }
+        let hardest = largest(row);
         let largest = hardest.max(positive);
         let mut along = 0.0;
         let mut total = 0.0;
@@ -237,10 +259,11 @@ mod tests {
 
     #[test]
     fn surprise_is_the_loss_of_one_query() {
-        let mut cosines = [0.2, f32::NEG_INFINITY, -0.4];
+        let mut cosines = [-1.0; 37];
+        cosines[..3].copy_from_slice(&[0.2, f32::NEG_INFINITY, -0.4]);
         let expected = -((0.9_f32 * 5.0).exp()
-            / ((0.9_f32 * 5.0).exp() + 1.0_f32.exp() + (-2.0_f32).exp()))
+            / ((0.9_f32 * 5.0).exp() + 1.0_f32.exp() + (-2.0_f32).exp() + 34.0 * (-5.0_f32).exp()))
         .ln();
-        assert!((surprise(&mut cosines, 0.9, 5.0) - expected).abs() < 1e-6);
+        assert!((surprise(&cosines, 0.9, 5.0) - expected).abs() < 1e-6);
     }
 }

@@ -15,6 +15,7 @@ mod kernels;
 mod layers;
 mod model;
 mod movement;
+mod negatives;
 mod network;
 mod optimizer;
 mod queue;
@@ -144,9 +145,6 @@ const HELD_SEGMENTS: usize = 32;
 const FORGETTING_SEGMENTS: u64 = 128;
 /// Likewise for the standardisation of all keys.
 const FORGETTING_SEGMENTS_OF_ALL: u64 = 4096;
-/// Most negatives that a segment's surprise is measured against: the estimate's noise is far below
-/// the spread between segments, and embedding stays cheaper than a long queue.
-const SURPRISE_NEGATIVES: usize = 1024;
 impl AsMut<Self> for KeyState {
     fn as_mut(&mut self) -> &mut Self {
         self
@@ -328,16 +326,9 @@ impl Learner {
     /// Each segment against its key's previous one, from this batch or an earlier one.
     fn surprise<S: State + AsMut<KeyState>>(&self, keys: &mut Keys<S>, embedded: &mut Embedded) {
         let dimension = self.model.dimension();
-        let count = self.model.queue.len().min(SURPRISE_NEGATIVES);
-        let negatives = &self.model.queue.projections()[..count * dimension];
-        let rows = embedded.origins.len();
-        let mut cosines = vec![0.0; rows * count];
-        kernels::multiply(
-            &mut cosines,
-            false,
-            kernels::Matrix::new(&embedded.projections, rows, dimension),
-            kernels::Matrix::new(negatives, count, dimension).transposed(),
-        );
+        let negatives = self.model.negatives();
+        let (rows, count) = (embedded.origins.len(), negatives.len());
+        let mut cosines = negatives.cosines(&embedded.projections);
         let scale = self.scale();
         for row in 0..rows {
             let origin = embedded.origins[row];
@@ -356,10 +347,8 @@ impl Learner {
             let cosines = &mut cosines[row * count..(row + 1) * count];
             if self.settings.pairs.exclude_same_key {
                 let reach = reach(&self.model.shape, &self.settings.pairs);
-                for (cosine, negative) in cosines.iter_mut().zip(self.model.queue.origins()) {
-                    if negative.is_near(&origin, reach) {
-                        *cosine = f32::NEG_INFINITY;
-                    }
+                for at in negatives.near(&origin, reach) {
+                    cosines[at] = f32::NEG_INFINITY;
                 }
             }
             let known = cosines.iter().any(|cosine| *cosine != f32::NEG_INFINITY);

@@ -1,5 +1,7 @@
 //! What training changes: the encoder, its momentum encoder, the queue of negatives.
 
+use std::sync::OnceLock;
+
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::encoder::Views;
 use super::graph::{Graph, Node, Parameter};
 use super::health::Watch;
+use super::negatives::Negatives;
 use super::network::{Encoded, Network};
 use super::optimizer::Adam;
 use super::queue::Queue;
@@ -24,6 +27,9 @@ pub struct Model {
     pub log_scale: Parameter,
     pub optimizer: Adam,
     pub queue: Queue,
+    /// Made when they are first asked for after a step.
+    #[serde(skip)]
+    pub negatives: OnceLock<Negatives>,
     /// Training steps taken: the model's version.
     pub steps: u64,
     pub last_step: Option<Step>,
@@ -70,6 +76,7 @@ impl Model {
             shape,
             momentum: network.clone(),
             queue: Queue::new(model.queue, dimension),
+            negatives: OnceLock::new(),
             network,
             log_scale,
             optimizer: Adam::default(),
@@ -88,6 +95,11 @@ impl Model {
     /// The inverse of the temperature.
     pub fn scale(&self) -> f32 {
         self.log_scale.values()[0].exp()
+    }
+
+    /// What surprise is measured against.
+    pub fn negatives(&self) -> &Negatives {
+        self.negatives.get_or_init(|| Negatives::of(&self.queue))
     }
 
     /// Length of a projection.

@@ -54,10 +54,10 @@ impl Queue {
         self.dimension
     }
 
-    /// Entries by the number of their key.
-    pub fn by_key(&self) -> ByKey {
+    /// The first `count` entries by the number of their key.
+    pub fn by_key(&self, count: usize) -> ByKey {
         let mut by_key = ByKey::default();
-        for (at, origin) in self.origins.iter().enumerate() {
+        for (at, origin) in self.origins.iter().take(count).enumerate() {
             by_key.entry(origin.key).or_default().push(at);
         }
         by_key

@@ -3,6 +3,8 @@
 //! A batch is cut into a fixed number of shards that the cores share; what they find is added up in
 //! the shards' order. So the cores there are decide how fast a step is, and never what it gives.
 
+use std::sync::OnceLock;
+
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
@@ -111,7 +113,7 @@ impl Model {
             let keys = positives.projections.values();
             self.queue.push(keys, &shard.origins, self.steps + 1);
         }
-        let near = settings.pairs.exclude_same_key.then(|| self.queue.by_key());
+        let near = settings.pairs.exclude_same_key.then(|| self.queue.by_key(self.queue.len()));
         let learn = |(shard, positives): (&Shard, &Encoded)| {
             let mut graph = Graph::training();
             let encoded = self.network.forward(&mut graph, self.views(&shard.anchors));
@@ -171,6 +173,7 @@ impl Model {
         }
         gradients.push(vec![log_scale]);
         self.steps += 1;
+        self.negatives = OnceLock::new();
         if self.rolls_back(&health, &shards) {
             return;
         }
