@@ -6,7 +6,12 @@
 //! two-window test of a change in mean, as in Basseville & Nikiforov 1993). Each is measured in
 //! its own typical size for the channel, robust to outliers.
 
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
+
+use super::lanes::{Group, Lanes, Mask, Samples};
 
 /// Number of time scales.
 pub const SCALES: usize = 3;
@@ -17,46 +22,30 @@ const WINSOR: f32 = 3.0;
 /// Before as many changes are known, there is nothing to bound by.
 const FEW: f32 = 8.0;
 
-/// The typical size of one channel's changes, per time scale.
+/// The typical sizes of a key's changes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
-    typical: [Typical; SCALES],
-}
-
-/// A running mean size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Typical {
-    size: f32,
-    seen: f32,
+    /// Per time scale, running mean sizes and the number of changes in them: `[2 scales, channels]`.
+    typical: Vec<f32>,
 }
 
 impl Changes {
-    /// Takes the `fresh` last samples of a segment of this channel (raw, NaN where missing);
-    /// returns per time scale the largest change that ends in one of them, in typical sizes of
-    /// earlier ones. 0 where nothing can be said.
-    pub fn push(&mut self, samples: &[f32], fresh: usize) -> [f32; SCALES] {
-        let sums = Sums::of(samples);
-        let time = samples.len();
-        let recent = recent_samples(time);
-        let mut largest = [0.0; SCALES];
-        for end in time - fresh.min(time) + 1..=time {
-            for scale in 0..SCALES {
-                let middle = end.saturating_sub(recent[scale]);
-                let start = if scale == 0 { middle.saturating_sub(1) } else { 0 };
-                // The mean before must be the steadier of the two.
-                if middle - start < recent[scale] || samples[end - 1].is_nan() {
-                    continue;
-                }
-                if let (Some(before), Some(now)) =
-                    (sums.mean(start, middle), sums.mean(middle, end))
-                {
-                    let size = ((now - before).abs() as f32).min(f32::MAX);
-                    let size = self.typical[scale].measure(size);
-                    largest[scale] = size.max(largest[scale]);
-                }
-            }
-        }
-        largest
+    /// Takes raw `samples` (NaN where missing), of which the `fresh` last are new, and looks at the
+    /// time scales of `scales`, of which 0 is the shortest. Writes per channel and scale the largest
+    /// change that ends in a new one, in typical sizes of earlier ones; 0 where nothing can be said.
+    pub fn push(
+        &mut self,
+        samples: &Samples,
+        fresh: usize,
+        scales: Range<usize>,
+        found: &mut Vec<[f32; SCALES]>,
+    ) {
+        let channels = samples.channels();
+        found.clear();
+        found.resize(channels, [0.0; SCALES]);
+        self.typical.resize(2 * SCALES * channels, 0.0);
+        let typical = &mut self.typical;
+        Arch::new().dispatch(Push { typical, samples, fresh, scales, found });
     }
 }
 
@@ -65,45 +54,149 @@ fn recent_samples(time: usize) -> [usize; SCALES] {
     [1, (time / 12).max(2), (time / 4).max(3)]
 }
 
-impl Typical {
-    /// `size` in typical sizes so far, which it then joins. The first few say little: what is
-    /// typical is taken to be larger then, by up to a factor of two.
-    fn measure(&mut self, size: f32) -> f32 {
-        let doubt = 1.0 + FEW / (self.seen + FEW);
-        let measured = if self.size > 0.0 { size / (doubt * self.size) } else { 0.0 };
-        let bounded =
-            if self.seen > FEW && self.size > 0.0 { size.min(WINSOR * self.size) } else { size };
-        self.seen = (self.seen + 1.0).min(HORIZON);
-        self.size += (bounded - self.size) / self.seen;
-        measured
-    }
+struct Push<'a> {
+    typical: &'a mut [f32],
+    samples: &'a Samples,
+    fresh: usize,
+    scales: Range<usize>,
+    found: &'a mut [[f32; SCALES]],
 }
 
-/// Running sums of a channel, for means of any range in constant time.
-struct Sums {
-    /// Sum and number of the samples before each position.
-    before: Vec<(f64, u32)>,
-}
+impl WithSimd for Push<'_> {
+    type Output = ();
 
-impl Sums {
-    fn of(samples: &[f32]) -> Self {
-        let mut before = Vec::with_capacity(samples.len() + 1);
-        let (mut sum, mut count) = (0.0, 0);
-        before.push((sum, count));
-        for sample in samples {
-            if !sample.is_nan() {
-                sum += f64::from(*sample);
-                count += 1;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let recent = recent_samples(self.samples.time());
+        for group in Group::all(simd, self.samples.channels()) {
+            for scale in self.scales.clone() {
+                let size = group.load(self.typical, 2 * scale);
+                let seen = group.load(self.typical, 2 * scale + 1);
+                let mut typical = Typical { size, seen };
+                let largest = if scale == 0 {
+                    steps(self.samples, self.fresh, &mut typical, group)
+                } else {
+                    shifts(self.samples, self.fresh, recent[scale], &mut typical, group)
+                };
+                group.store(self.typical, 2 * scale, typical.size);
+                group.store(self.typical, 2 * scale + 1, typical.seen);
+                let found = self.found[group.range()].iter_mut();
+                found.zip(largest.array()).for_each(|(found, largest)| found[scale] = largest);
             }
-            before.push((sum, count));
         }
-        Self { before }
     }
+}
 
-    /// `None` where every sample is missing.
-    fn mean(&self, start: usize, end: usize) -> Option<f64> {
-        let count = self.before[end].1 - self.before[start].1;
-        (count > 0).then(|| (self.before[end].0 - self.before[start].0) / f64::from(count))
+/// The largest change from one sample to the next.
+#[inline(always)]
+fn steps<S: Simd>(
+    samples: &Samples,
+    fresh: usize,
+    typical: &mut Typical<S>,
+    group: Group<S>,
+) -> Lanes<S> {
+    let mut largest = group.splat(0.0);
+    for at in samples.time().saturating_sub(fresh).max(1)..samples.time() {
+        let change = group.load(samples.rows(), at) - group.load(samples.rows(), at - 1);
+        largest = largest.max(typical.measure(change, change.known().and(group.taken())));
+    }
+    largest
+}
+
+/// The largest change of the mean of `recent` samples from those before.
+#[inline(always)]
+fn shifts<S: Simd>(
+    samples: &Samples,
+    fresh: usize,
+    recent: usize,
+    typical: &mut Typical<S>,
+    group: Group<S>,
+) -> Lanes<S> {
+    let time = samples.time();
+    let mut largest = group.splat(0.0);
+    // The mean before must be the steadier of the two.
+    let first = (time + 1).saturating_sub(fresh).max(2 * recent);
+    if first > time {
+        return largest;
+    }
+    let level = first_observed(samples, 0, group);
+    let mut before = Sum { sum: group.splat(0.0), count: group.splat(0.0), level };
+    for at in 0..first - recent {
+        before.add(group.load(samples.rows(), at));
+    }
+    let mut all = before;
+    for at in first - recent..first - 1 {
+        all.add(group.load(samples.rows(), at));
+    }
+    for end in first..=time {
+        let newest = group.load(samples.rows(), end - 1);
+        all.add(newest);
+        let mean = before.sum / before.count;
+        let change = (all.sum - before.sum) / (all.count - before.count) - mean;
+        // Where there are none before, there is no mean.
+        let nothing = group.splat(0.0);
+        let known = before.count.greater(nothing).and(newest.known()).and(group.taken());
+        largest = largest.max(typical.measure(change, known));
+        before.add(group.load(samples.rows(), end - recent));
+    }
+    largest
+}
+
+/// The first sample from row `from` on that is not missing, 0 where all are.
+#[inline(always)]
+pub fn first_observed<S: Simd>(samples: &Samples, from: usize, group: Group<S>) -> Lanes<S> {
+    let mut first = group.splat(f32::NAN);
+    for at in from..samples.time() {
+        first = first.known().choose(first, group.load(samples.rows(), at));
+        if !first.known().not().any() {
+            return first;
+        }
+    }
+    first.known().choose(first, group.splat(0.0))
+}
+
+/// Of samples less one of them: where channels are far from 0, changes are not lost.
+#[derive(Clone, Copy)]
+struct Sum<S: Simd> {
+    sum: Lanes<S>,
+    count: Lanes<S>,
+    level: Lanes<S>,
+}
+
+impl<S: Simd> Sum<S> {
+    #[inline(always)]
+    fn add(&mut self, sample: Lanes<S>) {
+        let (nothing, one) = (sample.constant(0.0), sample.constant(1.0));
+        let observed = sample.known();
+        self.sum = self.sum + observed.choose(sample - self.level, nothing);
+        self.count = self.count + observed.choose(one, nothing);
+    }
+}
+
+/// Running mean sizes of changes, and the number of changes in them.
+struct Typical<S: Simd> {
+    size: Lanes<S>,
+    seen: Lanes<S>,
+}
+
+impl<S: Simd> Typical<S> {
+    /// The size of `change` in typical sizes so far, which it then joins, where it is `known`. The
+    /// first few say little: what is typical is taken to be larger then, by up to a factor of two.
+    #[inline(always)]
+    fn measure(&mut self, change: Lanes<S>, known: Mask<S>) -> Lanes<S> {
+        let constant = |value| change.constant(value);
+        let (nothing, few) = (constant(0.0), constant(FEW));
+        // Of two infinite sums there is no difference: it is as large as can be.
+        let size = change.abs().min(constant(f32::MAX));
+        let is_size = self.size.greater(nothing);
+        let doubt = constant(1.0) + few / (self.seen + few);
+        let measured = known.and(is_size).choose(size / (doubt * self.size), nothing);
+        let bound = constant(WINSOR) * self.size;
+        let bounded = self.seen.greater(few).and(is_size).choose(size.min(bound), size);
+        let seen = (self.seen + constant(1.0)).min(constant(HORIZON));
+        self.seen = known.choose(seen, self.seen);
+        self.size = known.choose(self.size + (bounded - self.size) / seen, self.size);
+        measured
     }
 }
 
@@ -116,12 +209,21 @@ mod tests {
 
     const TIME: usize = 48;
 
+    impl Changes {
+        /// What is found in a segment of one channel.
+        fn found(&mut self, segment: &[f32], fresh: usize) -> [f32; SCALES] {
+            let mut found = Vec::new();
+            self.push(&Samples::new(segment, segment.len()), fresh, 0..SCALES, &mut found);
+            found[0]
+        }
+    }
+
     /// Noise that `changes` has learned, sample by sample, and the sizes it found.
     fn noise(changes: &mut Changes, samples: usize) -> (Vec<f32>, Vec<[f32; SCALES]>) {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let values: Vec<f32> =
             (0..samples).map(|_| 50.0 + rng.sample::<f32, _>(StandardNormal)).collect();
-        let found = values.windows(TIME).map(|segment| changes.push(segment, 1)).collect();
+        let found = values.windows(TIME).map(|segment| changes.found(segment, 1)).collect();
         (values, found)
     }
 
@@ -141,11 +243,11 @@ mod tests {
         let (values, _) = noise(&mut changes, 4000);
         let mut segment = values[values.len() - TIME..].to_vec();
         segment[TIME - 1] += 10.0;
-        let spike = changes.clone().push(&segment, 1);
+        let spike = changes.clone().found(&segment, 1);
         assert!(spike[0] > 6.0 && spike[0] > spike[2], "{spike:?}");
         segment[TIME - 1] -= 10.0;
         segment[TIME - TIME / 4..].iter_mut().for_each(|value| *value += 3.0);
-        let level = changes.push(&segment, 1);
+        let level = changes.found(&segment, 1);
         assert!(level[2] > 6.0 && level[2] > level[0], "{level:?}");
     }
 
@@ -155,8 +257,8 @@ mod tests {
         let (values, _) = noise(&mut changes, 4000);
         let mut segment = values[values.len() - TIME..].to_vec();
         segment[TIME - 5] += 20.0;
-        assert!(changes.clone().push(&segment, 8)[0] > 6.0);
-        assert!(changes.push(&segment, 3)[0] < 6.0);
+        assert!(changes.clone().found(&segment, 8)[0] > 6.0);
+        assert!(changes.found(&segment, 3)[0] < 6.0);
     }
 
     #[test]
@@ -166,9 +268,9 @@ mod tests {
         let mut segment = values[values.len() - TIME..].to_vec();
         let before = changes.clone();
         segment[TIME - 1] = 1e9;
-        changes.push(&segment, 1);
-        for (after, before) in changes.typical.iter().zip(before.typical) {
-            assert!(after.size < 1.01 * before.size);
+        changes.found(&segment, 1);
+        for (after, before) in changes.typical.iter().zip(before.typical).step_by(2) {
+            assert!(*after < 1.01 * before);
         }
     }
 
@@ -178,21 +280,40 @@ mod tests {
         let extremes: Vec<f32> =
             (0..TIME).map(|at| if at % 2 == 0 { f32::MAX } else { f32::MIN }).collect();
         for _ in 0..20 {
-            assert!(changes.push(&extremes, 1).iter().all(|size| size.is_finite()));
+            assert!(changes.found(&extremes, 1).iter().all(|size| size.is_finite()));
         }
-        let before = changes.typical[0].size;
+        let before = changes.typical[0];
         noise(&mut changes, 2000);
-        assert!(changes.typical[0].size < 0.9 * before, "{before} {changes:?}");
+        assert!(changes.typical[0] < 0.9 * before, "{before} {changes:?}");
     }
 
     #[test]
     fn missing_and_constant_samples_make_no_change() {
         let mut changes = Changes::default();
-        assert_eq!(changes.push(&[f32::NAN; TIME], TIME), [0.0; SCALES]);
-        assert_eq!(changes.push(&[7.0; TIME], TIME), [0.0; SCALES]);
+        assert_eq!(changes.found(&[f32::NAN; TIME], TIME), [0.0; SCALES]);
+        assert_eq!(changes.found(&[7.0; TIME], TIME), [0.0; SCALES]);
         let mut gap = [7.0; TIME];
         gap[TIME - 1] = f32::NAN;
-        assert_eq!(changes.push(&gap, 1), [0.0; SCALES]);
-        assert!(changes.push(&[7.0, 8.0, 7.0, 9.0], 4).iter().all(|size| size.is_finite()));
+        assert_eq!(changes.found(&gap, 1), [0.0; SCALES]);
+        assert!(changes.found(&[7.0, 8.0, 7.0, 9.0], 4).iter().all(|size| size.is_finite()));
+    }
+
+    #[test]
+    fn a_change_far_from_zero_is_as_large_as_one_near_it() {
+        let mut found = [0.0, 4e6].map(|level| {
+            let mut changes = Changes::default();
+            let wave = |at: usize| level + if at % 5 == 0 { 1.0 } else { (at % 3) as f32 };
+            for at in 0..500 {
+                let segment: Vec<f32> = (at..at + TIME).map(wave).collect();
+                changes.found(&segment, 1);
+            }
+            let shifted = |at: usize| wave(at) + if at < 530 { 0.0 } else { 4.0 };
+            let segment: Vec<f32> = (500..500 + TIME).map(shifted).collect();
+            changes.found(&segment, 8)
+        });
+        found.iter_mut().for_each(|sizes| assert!(sizes[2] > 6.0));
+        for (near, far) in found[0].iter().zip(found[1]) {
+            assert!((near - far).abs() < 1e-3 * near, "{found:?}");
+        }
     }
 }

@@ -8,14 +8,18 @@
 //! long that it is; channels that have no part in it go on teaching, for temperatures wander
 //! through a fault as they did before.
 
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
+
+use super::change::first_observed;
+use super::lanes::{Group, Samples};
 
 /// Running mean and covariance of a key's level.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Level {
     /// One per channel.
     channels: Vec<Channel>,
-    /// `[channels, channels]`.
+    /// Of each two channels: the upper half of a symmetric matrix, row by row.
     covariance: Vec<f64>,
 }
 
@@ -32,7 +36,7 @@ struct Channel {
 }
 
 /// One channel's level in a segment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Recent {
     mean: f64,
     /// Variance of the mean, from the samples' scatter.
@@ -40,14 +44,28 @@ struct Recent {
 }
 
 /// How a segment's level compares.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
     /// `-ln` of the probability that a normal level is as far from the mean, in nats.
     pub evidence: f32,
     /// Whether it is too far to be learned from.
     pub suspicious: bool,
+}
+
+/// What is found on the way.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
     /// Per channel, its own deviation in standard deviations.
     pub deviations: Vec<f32>,
+    levels: Vec<Option<Recent>>,
+    /// From the mean.
+    off: Vec<f64>,
+    /// One by the standard deviation.
+    scales: Vec<f64>,
+    correlations: Vec<f64>,
+    whitened: Vec<f64>,
+    weights: Vec<f64>,
+    rates: Vec<f64>,
 }
 
 /// Independent levels before there is a covariance to measure by, and before anything is
@@ -76,122 +94,118 @@ const SHRINKAGE: f64 = 0.1;
 const CORRELATED_CHANNELS: usize = 32;
 
 impl Level {
-    /// Compares a raw segment `[channels, time]` (NaN where missing), of which the `fresh` last
-    /// samples are new, with the level so far, then learns from it. A channel without recent
-    /// samples is taken to be where it was. `None` until enough is known.
-    pub fn push(&mut self, values: &[f32], time: usize, fresh: usize) -> Option<Found> {
-        let recent = (time / 4).max(1);
-        let levels: Vec<Option<Recent>> =
-            values.chunks_exact(time).map(|samples| level(&samples[time - recent..])).collect();
+    /// Compares raw `samples` (NaN where missing), of which the `fresh` last are new, with the level
+    /// so far, then learns from it. A channel without recent samples is taken to be where it was.
+    /// `None` until enough is known.
+    pub fn push(&mut self, samples: &Samples, fresh: usize, room: &mut Room) -> Option<Found> {
+        let recent = (samples.time() / 4).max(1);
+        look(samples, recent, &mut room.levels);
         let independent = (fresh as f64 / recent as f64).min(1.0);
+        room.deviations.clear();
         if self.channels.is_empty() {
-            self.begin(&levels, independent);
+            self.begin(&room.levels, independent);
             return None;
         }
-        let deviation: Vec<f64> = levels
-            .iter()
-            .zip(&self.channels)
-            .map(|(level, channel)| level.map_or(0.0, |level| level.mean - channel.mean))
-            .collect();
+        room.off.clear();
+        let channels = room.levels.iter().zip(&self.channels);
+        room.off.extend(
+            channels.map(|(level, channel)| level.map_or(0.0, |level| level.mean - channel.mean)),
+        );
         let known = self.channels.iter().all(|channel| channel.weight >= KNOWN);
-        let found = known.then(|| self.compare(&deviation));
-        let takes_part = match &found {
-            Some(found) if found.suspicious => blamed(&found.deviations),
-            _ => vec![false; deviation.len()],
-        };
-        let weights: Vec<f64> = self
-            .channels
-            .iter_mut()
-            .zip(takes_part)
-            .map(|(channel, takes_part)| {
-                channel.suspicious =
-                    if takes_part { channel.suspicious + independent } else { 0.0 };
-                let teaches_little = takes_part && channel.suspicious <= ACCEPTED;
-                independent * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 }
-            })
-            .collect();
-        self.learn(&levels, &deviation, &weights);
+        let found = known.then(|| self.compare(room));
+        let suspicious = found.is_some_and(|found| found.suspicious);
+        let any_far = suspicious && room.deviations.iter().any(is_far);
+        room.weights.clear();
+        for (at, channel) in self.channels.iter_mut().enumerate() {
+            let takes_part = suspicious && (!any_far || is_far(&room.deviations[at]));
+            channel.suspicious = if takes_part { channel.suspicious + independent } else { 0.0 };
+            let teaches_little = takes_part && channel.suspicious <= ACCEPTED;
+            room.weights.push(independent * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 });
+        }
+        self.learn(room);
         found
     }
 
     fn begin(&mut self, levels: &[Option<Recent>], independent: f64) {
         let channels = levels.iter().map(|level| {
-            let Recent { mean, noise } = level.unwrap_or(Recent { mean: 0.0, noise: 0.0 });
+            let Recent { mean, noise } = level.unwrap_or_default();
             Channel { mean, noise, weight: independent, suspicious: 0.0 }
         });
         self.channels = channels.collect();
-        self.covariance = vec![0.0; levels.len() * levels.len()];
+        self.covariance = vec![0.0; levels.len() * (levels.len() + 1) / 2];
     }
 
-    fn compare(&self, deviation: &[f64]) -> Found {
-        let channels = deviation.len();
-        let variances: Vec<f64> = self
-            .channels
-            .iter()
-            .enumerate()
-            .map(|(at, channel)| {
-                let resolution = 1e-6 * channel.mean;
-                self.covariance[at * channels + at]
-                    + PRIOR * channel.noise / channel.weight
-                    + resolution * resolution
-                    + 1e-18
-            })
-            .collect();
-        let deviations: Vec<f64> =
-            deviation.iter().zip(&variances).map(|(d, variance)| d / variance.sqrt()).collect();
-        // Of the correlations: with a unit diagonal, ill-conditioned covariances stay solvable.
-        let correlation = |a: usize, b: usize| {
-            let covariance = self.covariance[a * channels + b];
-            (1.0 - SHRINKAGE) * covariance / (variances[a] * variances[b]).sqrt()
-        };
+    fn compare(&self, room: &mut Room) -> Found {
+        let channels = self.channels.len();
+        let Room { deviations, off, scales, correlations, whitened, .. } = room;
+        scales.clear();
+        let mut rest = &self.covariance[..];
+        for (at, channel) in self.channels.iter().enumerate() {
+            let resolution = 1e-6 * channel.mean;
+            let variance =
+                rest[0] + PRIOR * channel.noise / channel.weight + resolution * resolution + 1e-18;
+            scales.push(1.0 / variance.sqrt());
+            rest = &rest[channels - at..];
+        }
+        whitened.clear();
+        whitened.extend(off.iter().zip(&*scales).map(|(off, scale)| off * scale));
+        deviations.extend(whitened.iter().map(|z| *z as f32));
         let square = if channels <= CORRELATED_CHANNELS {
-            whitened_square(&deviations, correlation)
+            // Of the correlations: with a unit diagonal, ill-conditioned covariances stay solvable.
+            correlations.clear();
+            let mut rest = &self.covariance[..];
+            for at in 0..channels {
+                let (row, below) = rest.split_at(channels - at);
+                let shrunk = (1.0 - SHRINKAGE) * scales[at];
+                correlations.push(1.0);
+                let others = row[1..].iter().zip(&scales[at + 1..]);
+                correlations.extend(others.map(|(covariance, scale)| shrunk * covariance * scale));
+                rest = below;
+            }
+            whitened_square(whitened, correlations)
         } else {
-            deviations.iter().map(|z| z * z).sum()
+            whitened.iter().map(|z| z * z).sum()
         };
         let evidence = evidence(square, channels);
         Found {
             evidence: evidence.min(f64::from(f32::MAX)) as f32,
             suspicious: evidence > SUSPICION
                 && self.channels.iter().all(|channel| channel.weight >= SETTLED),
-            deviations: deviations.iter().map(|z| *z as f32).collect(),
         }
     }
 
     /// Learns levels by the weight that each channel's counts with; two channels' covariance by
     /// the lesser of theirs.
-    fn learn(&mut self, levels: &[Option<Recent>], deviation: &[f64], weights: &[f64]) {
-        let rates: Vec<f64> = self
-            .channels
-            .iter_mut()
-            .zip(weights)
-            .map(|(channel, weight)| {
-                channel.weight += weight;
-                weight / channel.weight.min(HORIZON)
-            })
-            .collect();
-        for ((channel, level), rate) in self.channels.iter_mut().zip(levels).zip(&rates) {
+    fn learn(&mut self, room: &mut Room) {
+        let Room { levels, off, weights, rates, .. } = room;
+        rates.clear();
+        let channels = self.channels.iter_mut().zip(levels).zip(weights);
+        for ((channel, level), weight) in channels {
+            channel.weight += *weight;
+            let rate = *weight / channel.weight.min(HORIZON);
             if let Some(level) = level {
                 channel.mean += rate * (level.mean - channel.mean);
                 channel.noise += rate * (level.noise - channel.noise);
             }
+            rates.push(rate);
         }
-        let rows = self.covariance.chunks_exact_mut(deviation.len());
-        for (row, (a, of_a)) in rows.zip(deviation.iter().zip(&rates)) {
-            for (covariance, (b, of_b)) in row.iter_mut().zip(deviation.iter().zip(&rates)) {
-                let rate = of_a.min(*of_b);
+        let mut rest = &mut self.covariance[..];
+        for (at, (a, of_a)) in off.iter().zip(&*rates).enumerate() {
+            let (row, below) = rest.split_at_mut(off.len() - at);
+            let others = off[at..].iter().zip(&rates[at..]);
+            for (covariance, (b, of_b)) in row.iter_mut().zip(others) {
+                let rate = if of_b < of_a { *of_b } else { *of_a };
                 *covariance += rate * ((1.0 - rate) * a * b - *covariance);
             }
+            rest = below;
         }
     }
 }
 
-/// The channels that have a part in what is suspicious: those far off by themselves, or all where
+/// Whether a channel has a part in what is suspicious: those far off by themselves, or all where
 /// only the channels' relation is.
-fn blamed(deviations: &[f32]) -> Vec<bool> {
-    let far = |deviation: &f32| f64::from(deviation.abs()) > TAKES_PART;
-    let any = deviations.iter().any(far);
-    deviations.iter().map(|deviation| !any || far(deviation)).collect()
+fn is_far(deviation: &f32) -> bool {
+    f64::from(deviation.abs()) > TAKES_PART
 }
 
 /// `-ln` of the probability that a chi-squared variable of `channels` degrees of freedom is at
@@ -212,39 +226,91 @@ fn ln_survival(z: f64) -> f64 {
     if z > 0.0 { ln_tail } else { (-ln_tail.exp()).ln_1p() }
 }
 
-/// `z' R^-1 z` for the matrix `R` with a unit diagonal and `correlation(a, b)` beside it, by
-/// Cholesky's decomposition.
-fn whitened_square(z: &[f64], correlation: impl Fn(usize, usize) -> f64) -> f64 {
-    let count = z.len();
-    let mut factor = vec![0.0; count * count];
-    let mut whitened = vec![0.0; count];
-    for row in 0..count {
-        for column in 0..=row {
-            let known: f64 =
-                (0..column).map(|at| factor[row * count + at] * factor[column * count + at]).sum();
-            factor[row * count + column] = if row == column {
-                // Not below the shrinkage in exact arithmetic.
-                (1.0 - known).max(1e-6).sqrt()
-            } else {
-                (correlation(row, column) - known) / factor[column * count + column]
-            };
+/// `z' R^-1 z` for the matrix `R` of which `matrix` holds the upper half row by row, with a unit
+/// diagonal, by a decomposition into `L D L'` that takes the place of both.
+fn whitened_square(z: &mut [f64], matrix: &mut [f64]) -> f64 {
+    let mut square = 0.0;
+    let (mut z, mut rest) = (z, matrix);
+    while let Some((first, others)) = z.split_first_mut() {
+        let (row, below) = rest.split_at_mut(1 + others.len());
+        // Not below the shrinkage in exact arithmetic.
+        let pivot = 1.0 / row[0].max(1e-6);
+        square += *first * *first * pivot;
+        let mut lower = &mut *below;
+        for (at, other) in others.iter_mut().enumerate() {
+            let share = row[1 + at] * pivot;
+            *other -= share * *first;
+            let (into, further) = lower.split_at_mut(row.len() - 1 - at);
+            for (value, of) in into.iter_mut().zip(&row[1 + at..]) {
+                *value -= share * of;
+            }
+            lower = further;
         }
-        let known: f64 = (0..row).map(|at| factor[row * count + at] * whitened[at]).sum();
-        whitened[row] = (z[row] - known) / factor[row * count + row];
+        (z, rest) = (others, below);
     }
-    whitened.iter().map(|value| value * value).sum()
+    square
 }
 
-/// Of those that are not missing.
-fn level(samples: &[f32]) -> Option<Recent> {
-    let observed = || samples.iter().filter(|sample| !sample.is_nan()).map(|s| f64::from(*s));
-    let count = observed().count() as f64;
-    if count == 0.0 {
-        return None;
+/// The level of each channel in its `recent` last samples, of those that are not missing.
+fn look(samples: &Samples, recent: usize, levels: &mut Vec<Option<Recent>>) {
+    levels.clear();
+    levels.resize(samples.channels(), None);
+    Arch::new().dispatch(Look { samples, recent, levels });
+    let (channels, from) = (samples.channels(), samples.time() - recent);
+    for (channel, level) in levels.iter_mut().enumerate() {
+        // Squares of what an `f32` holds may be more than it holds.
+        if level.is_some_and(|level| !(level.mean + level.noise).is_finite()) {
+            let rows = &samples.rows()[from * channels..];
+            let observed = || rows.iter().skip(channel).step_by(channels).filter(|v| !v.is_nan());
+            let count = observed().count() as f64;
+            let mean = observed().map(|sample| f64::from(*sample)).sum::<f64>() / count;
+            let square = observed().map(|sample| (f64::from(*sample) - mean).powi(2)).sum::<f64>();
+            *level = Some(Recent { mean, noise: square / (count - 1.0).max(1.0) / count });
+        }
     }
-    let mean = observed().sum::<f64>() / count;
-    let square = observed().map(|sample| (sample - mean).powi(2)).sum::<f64>();
-    Some(Recent { mean, noise: square / (count - 1.0).max(1.0) / count })
+}
+
+struct Look<'a> {
+    samples: &'a Samples,
+    recent: usize,
+    levels: &'a mut [Option<Recent>],
+}
+
+impl WithSimd for Look<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let from = self.samples.time() - self.recent;
+        let rows = self.samples.rows();
+        for group in Group::all(simd, self.samples.channels()) {
+            let (nothing, one) = (group.splat(0.0), group.splat(1.0));
+            // Less one of them: where a channel is far from 0, its scatter is not lost.
+            let first = first_observed(self.samples, from, group);
+            let (mut sum, mut count) = (nothing, nothing);
+            for at in from..self.samples.time() {
+                let sample = group.load(rows, at);
+                sum = sum + sample.known().choose(sample - first, nothing);
+                count = count + sample.known().choose(one, nothing);
+            }
+            let mean = sum / count;
+            let mut square = nothing;
+            for at in from..self.samples.time() {
+                let sample = group.load(rows, at);
+                let off = sample.known().choose(sample - first - mean, nothing);
+                square = off.mul_add(off, square);
+            }
+            let noise = square / (count - one).max(one) / count;
+            let found = first.array().into_iter().zip(mean.array()).zip(noise.array());
+            let found = found.zip(count.array());
+            for (level, (((first, mean), noise), count)) in
+                self.levels[group.range()].iter_mut().zip(found)
+            {
+                let mean = f64::from(first) + f64::from(mean);
+                *level = (count > 0.0).then_some(Recent { mean, noise: f64::from(noise) });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -254,6 +320,23 @@ mod tests {
     use rand_distr::StandardNormal;
     use rand_pcg::Pcg64Mcg;
 
+    /// What is found, and each channel's deviation.
+    #[derive(Clone, Debug)]
+    struct Seen {
+        evidence: f32,
+        suspicious: bool,
+        deviations: Vec<f32>,
+    }
+
+    impl Level {
+        fn see(&mut self, segment: &[f32], time: usize, fresh: usize) -> Option<Seen> {
+            let mut room = Room::default();
+            let found = self.push(&Samples::new(segment, time), fresh, &mut room)?;
+            let Found { evidence, suspicious } = found;
+            Some(Seen { evidence, suspicious, deviations: room.deviations })
+        }
+    }
+
     /// A sample of two channels that move together, and one apart; `shift` is added to the first.
     fn sample(rng: &mut Pcg64Mcg, shift: f32) -> [f32; 3] {
         let mut normal = || rng.sample::<f32, _>(StandardNormal);
@@ -262,8 +345,8 @@ mod tests {
     }
 
     /// What `level` finds in `segments` normal samples.
-    fn normal(level: &mut Level, rng: &mut Pcg64Mcg, segments: usize) -> Vec<Found> {
-        (0..segments).filter_map(|_| level.push(&sample(rng, 0.0), 1, 1)).collect()
+    fn normal(level: &mut Level, rng: &mut Pcg64Mcg, segments: usize) -> Vec<Seen> {
+        (0..segments).filter_map(|_| level.see(&sample(rng, 0.0), 1, 1)).collect()
     }
 
     fn learned(rng: &mut Pcg64Mcg, segments: usize) -> Level {
@@ -303,7 +386,7 @@ mod tests {
                     let segment: Vec<f32> = (0..3)
                         .flat_map(|channel| rows.iter().map(move |row| row[channel]))
                         .collect();
-                    level.push(&segment, TIME, 1).is_some_and(|found| found.suspicious)
+                    level.see(&segment, TIME, 1).is_some_and(|found| found.suspicious)
                 })
                 .count();
         }
@@ -314,14 +397,14 @@ mod tests {
     fn a_broken_correlation_is_far_though_each_channel_is_within_its_range() {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let level = learned(&mut rng, 2000);
-        let together = level.clone().push(&[7.0, 120.0, 0.0], 1, 1).unwrap();
-        let apart = level.clone().push(&[7.0, 80.0, 0.0], 1, 1).unwrap();
+        let together = level.clone().see(&[7.0, 120.0, 0.0], 1, 1).unwrap();
+        let apart = level.clone().see(&[7.0, 80.0, 0.0], 1, 1).unwrap();
         assert!(!together.suspicious && apart.suspicious, "{together:?} {apart:?}");
         assert!(apart.deviations.iter().all(|z| z.abs() < 2.5));
         // Nothing is learned of it but a little.
         let mut after = level.clone();
         for _ in 0..ACCEPTED as usize {
-            assert!(after.push(&[7.0, 80.0, 0.0], 1, 1).unwrap().suspicious);
+            assert!(after.see(&[7.0, 80.0, 0.0], 1, 1).unwrap().suspicious);
         }
     }
 
@@ -330,12 +413,12 @@ mod tests {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let mut level = learned(&mut rng, 2000);
         for at in 0..ACCEPTED as u32 {
-            assert!(level.push(&sample(&mut rng, 3.0), 1, 1).unwrap().suspicious, "{at}");
+            assert!(level.see(&sample(&mut rng, 3.0), 1, 1).unwrap().suspicious, "{at}");
         }
         for _ in 0..4 * HORIZON as usize {
-            level.push(&sample(&mut rng, 3.0), 1, 1);
+            level.see(&sample(&mut rng, 3.0), 1, 1);
         }
-        assert!(!level.push(&sample(&mut rng, 3.0), 1, 1).unwrap().suspicious);
+        assert!(!level.see(&sample(&mut rng, 3.0), 1, 1).unwrap().suspicious);
     }
 
     #[test]
@@ -346,7 +429,7 @@ mod tests {
             let mut values = sample(&mut rng, 40.0);
             // The third has gone elsewhere, not far for what it does.
             values[2] += 1.5;
-            assert!(level.push(&values, 1, 1).unwrap().suspicious);
+            assert!(level.see(&values, 1, 1).unwrap().suspicious);
         }
         assert!(level.channels[0].mean < 5.5, "{:?}", level.channels[0]);
         assert!(level.channels[2].mean > 0.1, "{:?}", level.channels[2]);
@@ -356,11 +439,11 @@ mod tests {
     fn missing_and_constant_channels_stay_finite() {
         let mut level = Level::default();
         for at in 0..200 {
-            let found = level.push(&[7.0, (at % 7) as f32, f32::NAN], 1, 1);
+            let found = level.see(&[7.0, (at % 7) as f32, f32::NAN], 1, 1);
             assert!(found.is_none_or(|found| !found.suspicious));
         }
-        assert!(level.push(&[f32::NAN; 3], 1, 1).unwrap().evidence < 0.1);
-        let changed = level.push(&[8.0, 3.0, f32::NAN], 1, 1).unwrap();
+        assert!(level.see(&[f32::NAN; 3], 1, 1).unwrap().evidence < 0.1);
+        let changed = level.see(&[8.0, 3.0, f32::NAN], 1, 1).unwrap();
         assert!(changed.evidence.is_finite() && changed.suspicious);
     }
 
@@ -386,6 +469,19 @@ mod tests {
         // For correlation r: (a^2 - 2 r a b + b^2) / (1 - r^2).
         let (a, b, r) = (1.5, -0.5, 0.6);
         let expected = (a * a - 2.0 * r * a * b + b * b) / (1.0 - r * r);
-        assert!((whitened_square(&[a, b], |_, _| r) - expected).abs() < 1e-12);
+        assert!((whitened_square(&mut [a, b], &mut [1.0, r, 1.0]) - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn levels_beyond_what_the_square_of_a_number_holds_are_finite() {
+        let mut levels = Vec::new();
+        look(&Samples::new(&[1e30, 3e30, -3e38, 3e38, 1e6, f32::NAN], 2), 2, &mut levels);
+        let [large, largest, one] = levels[..] else { panic!("three channels") };
+        let close = |level: Option<Recent>, mean: f64, noise: f64| {
+            let level = level.expect("observed");
+            (level.mean - mean).abs() <= 1e-6 * mean.abs() && level.noise / noise - 1.0 < 1e-6
+        };
+        assert!(close(large, 2e30, 1e60) && close(one, 1e6, f64::INFINITY));
+        assert!(largest.expect("observed").noise.is_finite());
     }
 }

@@ -18,6 +18,7 @@ mod causes;
 mod change;
 mod combine;
 mod feedback;
+mod lanes;
 mod level;
 mod memory;
 mod novelty;
@@ -38,13 +39,14 @@ use serde::{Deserialize, Serialize};
 use self::causes::View;
 use self::change::{Changes, SCALES};
 use self::feedback::Feedback;
+use self::lanes::Samples;
 use self::level::Level;
 use self::memory::Memory;
 use self::novelty::Novelty;
-use self::residual::{Forecasts, KINDS};
+use self::residual::{Around, Forecasts, KINDS};
 use self::ruler::Ruler;
 use self::tail::Tail;
-use self::texture::{Steps, Texture};
+use self::texture::Texture;
 use self::turn::Turn;
 use crate::config::{self, Inputs, Mark, Part};
 use crate::keys::{Keys, State};
@@ -94,11 +96,9 @@ const NOVELTY: usize = TEXTURE + 1;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct KeyState {
     segments: u64,
-    /// One per channel.
-    changes: Vec<Changes>,
+    changes: Changes,
     forecasts: Forecasts,
-    /// One per channel.
-    textures: Vec<Texture>,
+    texture: Texture,
     /// One per channel, where novelty is looked at.
     novelties: Vec<Novelty>,
     previous: Option<Origin>,
@@ -146,23 +146,38 @@ struct Record {
     sequence: u64,
 }
 
-/// What is found in one segment before anything is combined.
+/// Which views are looked at that nothing but their parts asks for.
+#[derive(Clone, Copy)]
+struct Looks {
+    level: bool,
+    change: bool,
+    texture: bool,
+}
+
+/// What is found in one segment before anything is combined, and room to work in.
+#[derive(Default)]
 struct Findings {
     /// Measured by the key's own measure, `None` where nothing can be said.
     statistics: [Option<f32>; STATISTICS],
     /// Surprise, distance and shape as they are.
     by_memory: [Option<f32>; LEVEL],
     level: Option<level::Found>,
+    /// With each channel's deviation, in standard deviations.
+    levels: level::Room,
     /// Per channel, its largest change per time scale.
     changes: Vec<[f32; SCALES]>,
     /// Per channel, the statistics of its forecast errors.
     residuals: Vec<[f32; KINDS]>,
-    /// Per channel, its steps and how they deviate from the usual ones.
-    steps: Vec<(Steps, f32)>,
+    /// Per channel, how its steps deviate from the usual ones.
+    steps: Vec<f32>,
     /// Whether the level begins or ceases to change.
     turn: bool,
     /// Per channel, how new its newest samples are.
     news: Vec<f32>,
+    /// The segment's measured channels, raw and standardised.
+    raw: Samples,
+    standardised: Samples,
+    around: Around,
 }
 
 /// Segments that the pipeline's memory of normal holds.
@@ -283,7 +298,15 @@ impl Scorer {
         let interval = self.config.false_alarms.mean_interval_micros();
         let looks_for_novelty =
             self.config.mark == Mark::Record || self.config.parts.contains(&Part::Novelty);
+        let looks_at = |part| self.config.parts.contains(&part);
+        let looks = Looks {
+            level: looks_at(Part::Level),
+            change: looks_at(Part::Change),
+            texture: looks_at(Part::Texture),
+        };
+        let used = self.used();
         let mut scores = Vec::with_capacity(range.len());
+        let mut found = Findings::default();
         for (row, index) in range.enumerate() {
             let values = &embedded.values[row * size..(row + 1) * size];
             let embedding = &embedded.embeddings[row * dimension..(row + 1) * dimension];
@@ -293,12 +316,14 @@ impl Scorer {
             let state = state.as_mut();
 
             let rarest = state.alarm_probability(meta.window_end, interval);
-            let found = state.find(
+            state.find(
+                &mut found,
                 (segments.segment(index, size), values),
                 segments.fresh[index],
                 &self.shape,
                 &origin,
                 [embedded.surprises[row], distances[row], shapes[row]],
+                looks,
                 looks_for_novelty.then_some((meta.window_start, meta.window_end)),
             );
             let mut parts = [None; STATISTICS];
@@ -388,7 +413,7 @@ impl Scorer {
             });
 
             let normal = !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED);
-            for at in (0..STATISTICS).filter(|at| *at != LEVEL) {
+            for at in (0..STATISTICS).filter(|at| *at != LEVEL && used[*at]) {
                 let learns = normal || (CHANGE..RESIDUAL).contains(&at);
                 if let Some(value) = found.statistics[at].filter(|_| learns) {
                     self.tails[at].learn(value);
@@ -412,6 +437,15 @@ impl Scorer {
 }
 
 impl Scorer {
+    /// Whether any part is made of each of the statistics.
+    fn used(&self) -> [bool; STATISTICS] {
+        let mut used = [false; STATISTICS];
+        for part in &self.config.parts {
+            used[statistics_of(*part)].fill(true);
+        }
+        used
+    }
+
     /// The causes with these shares, the largest first, by name. Where a segment has `templates`,
     /// they stand for the channels that follow from them, each by its weight.
     fn causes(
@@ -456,6 +490,10 @@ impl Scorer {
     }
 }
 
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, f32::max)
+}
+
 fn feedback(pipeline: &config::Pipeline, shape: &WindowShape) -> Option<Feedback> {
     let size = shape.channels * shape.length;
     pipeline.feedback.as_ref().map(|_| Feedback::new(pipeline.model.embedding, size))
@@ -479,8 +517,9 @@ impl Findings {
     /// statistics have evidence.
     fn views(&self, evidence_of: impl Fn(Range<usize>) -> f64) -> Vec<View> {
         let mut views = Vec::new();
-        if let Some(level) = &self.level {
-            let weights = level.deviations.iter().map(|deviation| deviation.powi(2)).collect();
+        if self.level.is_some() {
+            let weights =
+                self.levels.deviations.iter().map(|deviation| deviation.powi(2)).collect();
             views.push(View { evidence: evidence_of(LEVEL..CHANGE), weights });
         }
         for scale in 0..SCALES {
@@ -493,7 +532,7 @@ impl Findings {
             let at = RESIDUAL + kind;
             views.push(View { evidence: evidence_of(at..at + 1), weights });
         }
-        let weights = self.steps.iter().map(|(_, deviation)| deviation.powi(2)).collect();
+        let weights = self.steps.iter().map(|deviation| deviation.powi(2)).collect();
         views.push(View { evidence: evidence_of(TEXTURE..NOVELTY), weights });
         let weights = self.news.iter().map(|news| news.powi(2)).collect();
         views.push(View { evidence: evidence_of(NOVELTY..STATISTICS), weights });
@@ -520,62 +559,61 @@ impl Excursion {
 
 impl KeyState {
     /// Looks at the measured channels of a segment `[channels, time]`, raw and standardised, of
-    /// which the `fresh` last samples are new. The key's changes, forecasts and level learn from it, and
-    /// its novelty where the segment's first and last time are given; its rulers and textures do
-    /// not.
+    /// which the `fresh` last samples are new, as far as anybody asks for it. What looks learns from it,
+    /// novelty where the segment's first and last time are given; the rulers do not.
     fn find(
         &mut self,
+        found: &mut Findings,
         (raw, standardised): (&[f32], &[f32]),
         fresh: usize,
         shape: &WindowShape,
         origin: &Origin,
         by_memory: [Option<f32>; LEVEL],
+        looks: Looks,
         novelty_span: Option<(i64, i64)>,
-    ) -> Findings {
+    ) {
         let measured = shape.observed * shape.length;
         let (raw, standardised) = (&raw[..measured], &standardised[..measured]);
-        self.changes.resize_with(shape.observed, Changes::default);
-        let changes: Vec<[f32; SCALES]> = self
-            .changes
-            .iter_mut()
-            .zip(raw.chunks_exact(shape.length))
-            .map(|(changes, samples)| changes.push(samples, fresh))
-            .collect();
+        found.raw.fill(raw, shape.length);
+        found.standardised.fill(standardised, shape.length);
+        found.by_memory = by_memory;
+        found.statistics = [None; STATISTICS];
+        for (at, value) in by_memory.into_iter().enumerate() {
+            found.statistics[at] = value.map(|value| self.rulers[at].measure(value));
+        }
+        found.level = None;
+        if looks.level {
+            found.level = self.level.push(&found.raw, fresh, &mut found.levels);
+            found.statistics[LEVEL] = found.level.map(|level| level.evidence);
+        }
+        // The longest scale tells where the level turns.
+        let scales = if looks.change { 0..SCALES } else { SCALES - 1..SCALES };
+        self.changes.push(&found.raw, fresh, scales.clone(), &mut found.changes);
+        for scale in scales {
+            let largest = largest(found.changes.iter().map(|sizes| sizes[scale]));
+            found.statistics[CHANGE + scale] = Some(largest);
+        }
+        found.turn = self.turn.push(found.statistics[CHANGE + SCALES - 1].unwrap_or(0.0));
         let continues = self.previous.is_some_and(|previous| origin.follows(&previous));
-        let residuals = self.forecasts.push(standardised, shape.length, fresh, continues);
-        let level = self.level.push(raw, shape.length, fresh);
-        let mut statistics = [None; STATISTICS];
-        for ((statistic, ruler), value) in statistics.iter_mut().zip(&self.rulers).zip(by_memory) {
-            *statistic = value.map(|value| ruler.measure(value));
-        }
-        statistics[LEVEL] = level.as_ref().map(|level| level.evidence);
-        for scale in 0..SCALES {
-            let largest = changes.iter().map(|sizes| sizes[scale]).fold(0.0, f32::max);
-            statistics[CHANGE + scale] = Some(largest);
-        }
-        let turn = self.turn.push(statistics[CHANGE + SCALES - 1].unwrap_or(0.0));
+        let Findings { standardised: samples, around, residuals, .. } = found;
+        self.forecasts.push(samples, fresh, continues, around, residuals);
         for kind in 0..KINDS {
-            let largest = residuals.iter().map(|sizes| sizes[kind]).fold(0.0, f32::max);
-            statistics[RESIDUAL + kind] = Some(largest);
+            let largest = largest(found.residuals.iter().map(|sizes| sizes[kind]));
+            found.statistics[RESIDUAL + kind] = Some(largest);
         }
-        self.textures.resize_with(shape.observed, Texture::default);
-        let textures = self.textures.iter().zip(standardised.chunks_exact(shape.length));
-        let steps: Vec<(Steps, f32)> = textures
-            .map(|(texture, samples)| {
-                let steps = Texture::steps(samples);
-                (steps, texture.measure(&steps))
-            })
-            .collect();
-        statistics[TEXTURE] =
-            Some(steps.iter().map(|(_, deviation)| *deviation).fold(0.0, f32::max));
-        let mut news = Vec::new();
+        if looks.texture {
+            self.texture.push(&found.standardised, &mut found.steps);
+            found.statistics[TEXTURE] = Some(largest(found.steps.iter().copied()));
+        }
+        found.news.clear();
         if let Some(span) = novelty_span {
             self.novelties.resize_with(shape.observed, Novelty::default);
             let channels = self.novelties.iter_mut().zip(raw.chunks_exact(shape.length));
-            news.extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh, span)));
-            statistics[NOVELTY] = Some(news.iter().copied().fold(0.0, f32::max));
+            found
+                .news
+                .extend(channels.map(|(novelty, samples)| novelty.push(samples, fresh, span)));
+            found.statistics[NOVELTY] = Some(largest(found.news.iter().copied()));
         }
-        Findings { statistics, by_memory, level, changes, residuals, steps, turn, news }
     }
 
     /// Probability per segment that keeps the promised time between false alarms.
@@ -656,9 +694,6 @@ impl KeyState {
             if let Some(value) = value {
                 ruler.learn(value);
             }
-        }
-        for (texture, (steps, _)) in self.textures.iter_mut().zip(&found.steps) {
-            texture.learn(steps);
         }
         if self.segments > 0 {
             let step = (window_end - self.last_end).max(0) as f64;

@@ -6,7 +6,10 @@
 //! Adaptive Filter Theory), on winsorised errors, so that one fault neither passes unseen nor
 //! teaches the filter to expect more.
 
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
+
+use super::lanes::{Group, Lanes, Mask, Samples};
 
 /// Statistics of the errors: their largest size among the new samples, and the size of their recent
 /// mean.
@@ -16,6 +19,8 @@ pub const KINDS: usize = 2;
 const LAGS: usize = 4;
 /// Most other channels whose present and last samples a forecast uses: the next ones in order.
 const OTHERS: usize = 4;
+/// Inputs of a forecast where there are that many others.
+const MOST_INPUTS: usize = LAGS + 2 * OTHERS;
 /// Recent errors.
 const RECENT: usize = 16;
 /// Samples over which filter and usual size forget.
@@ -36,180 +41,341 @@ const MOST_UNKNOWN: f32 = 100.0;
 /// The forecasts of all channels of a key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Forecasts {
-    channels: Vec<Forecast>,
+    /// `[rows, channels]`: the rows named below, the weights `[inputs]`, and the upper half of the
+    /// inverse of the inputs' weighted second moments, which is symmetric: two rows at a time, the
+    /// three places on and beside the diagonal, then column by column.
+    state: Vec<f32>,
+    /// Place of the next error.
+    next: u8,
 }
 
-/// One channel's forecast.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Forecast {
-    /// Own samples, newest first; missing ones as they were forecast.
-    history: [f32; LAGS],
-    known: usize,
-    weights: Vec<f32>,
-    /// Inverse of the inputs' weighted second moments, `[inputs, inputs]`.
-    inverse: Vec<f32>,
-    /// The last errors, in ring order, and how many there are.
-    recent: [f32; RECENT],
-    errors: u64,
-    /// Running mean absolute error, and the number of errors in it.
-    usual: f32,
-    seen: f32,
+/// Own samples, newest first; missing ones as they were forecast.
+const HISTORY: usize = 0;
+/// Errors of the last samples, in ring order; where one was missing, an older one.
+const ERRORS: usize = HISTORY + LAGS;
+/// Samples in the history, running mean absolute error, and the number of errors in it.
+const FILLED: usize = ERRORS + RECENT;
+const USUAL: usize = FILLED + 1;
+const SEEN: usize = USUAL + 1;
+const WEIGHTS: usize = SEEN + 1;
+
+/// Inputs of a forecast where there are so many channels.
+fn inputs_of(channels: usize) -> usize {
+    LAGS + 2 * OTHERS.min(channels - 1)
+}
+
+/// Numbers in half of a symmetric matrix.
+const fn half_of(inputs: usize) -> usize {
+    inputs * (inputs + 1) / 2
+}
+
+/// Numbers in its rows `row` and `row + 1`.
+#[inline(always)]
+fn block_of(inputs: usize, row: usize) -> usize {
+    2 * (inputs - row) - 1
+}
+
+/// What a forecast is made from besides its own channel's samples, time by time.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Samples of all channels and of the first few once more, missing ones as the average one:
+    /// `[fresh, channels + OTHERS]`.
+    present: Vec<f32>,
+    /// The ones before each; where there is none, the present one.
+    last: Vec<f32>,
+    width: usize,
+}
+
+impl Around {
+    fn fill(&mut self, samples: &Samples, fresh: usize) {
+        let channels = samples.channels();
+        self.width = channels + OTHERS;
+        self.present.resize(fresh * self.width, 0.0);
+        self.last.resize(fresh * self.width, 0.0);
+        let rows = samples.rows();
+        let from = samples.time() - fresh;
+        let outs = self.present.chunks_exact_mut(self.width);
+        let outs = outs.zip(self.last.chunks_exact_mut(self.width));
+        for (at, (present, last)) in (from..).zip(outs) {
+            let row = &rows[at * channels..][..channels];
+            let before = if at == 0 { row } else { &rows[(at - 1) * channels..][..channels] };
+            for channel in 0..channels {
+                let (sample, before) = (row[channel], before[channel]);
+                let sample = if sample.is_nan() { 0.0 } else { sample };
+                present[channel] = sample;
+                last[channel] = if before.is_nan() { sample } else { before };
+            }
+            for more in 0..OTHERS {
+                present[channels + more] = present[more];
+                last[channels + more] = last[more];
+            }
+        }
+    }
 }
 
 impl Forecasts {
-    /// Takes a standardised segment `[channels, time]` (NaN where missing), of which the `fresh`
-    /// last samples are new and follow the previous call's unless `continues` is false. Returns
-    /// per channel its statistics, 0 where nothing can be said.
+    /// Takes standardised `samples` (NaN where missing), of which the `fresh` last are new and
+    /// follow the previous call's unless `continues` is false. Writes per channel its statistics,
+    /// 0 where nothing can be said; `around` is room to work in.
     pub fn push(
         &mut self,
-        values: &[f32],
-        time: usize,
+        samples: &Samples,
         fresh: usize,
         continues: bool,
-    ) -> Vec<[f32; KINDS]> {
-        let count = values.len() / time;
-        let inputs = LAGS + 2 * OTHERS.min(count - 1);
-        self.channels.resize_with(count, || Forecast::new(inputs));
-        let mut found = vec![[0.0; KINDS]; count];
-        let mut input = vec![0.0; inputs];
-        for (channel, (forecast, found)) in self.channels.iter_mut().zip(&mut found).enumerate() {
-            if !continues {
-                forecast.known = 0;
+        around: &mut Around,
+        found: &mut Vec<[f32; KINDS]>,
+    ) {
+        let channels = samples.channels();
+        let inputs = inputs_of(channels);
+        let size = (WEIGHTS + inputs + half_of(inputs)) * channels;
+        if self.state.len() != size {
+            self.state = vec![0.0; size];
+            (0..channels).for_each(|channel| forget(&mut self.state, channels, channel));
+        }
+        if !continues {
+            self.state[FILLED * channels..][..channels].fill(0.0);
+        }
+        let fresh = fresh.min(samples.time());
+        around.fill(samples, fresh);
+        found.clear();
+        found.resize(channels, [0.0; KINDS]);
+        let next = usize::from(self.next);
+        Arch::new().dispatch(Push { state: &mut self.state, next, samples, around, fresh, found });
+        self.next = ((next + fresh) % RECENT) as u8;
+    }
+}
+
+/// Expects each sample to be like the one before.
+fn forget(state: &mut [f32], channels: usize, channel: usize) {
+    let inputs = inputs_of(channels);
+    let (weights, inverse) = state[WEIGHTS * channels..].split_at_mut(inputs * channels);
+    weights.iter_mut().skip(channel).step_by(channels).for_each(|weight| *weight = 0.0);
+    weights[channel] = 1.0;
+    inverse.iter_mut().skip(channel).step_by(channels).for_each(|value| *value = 0.0);
+    let mut row = 0;
+    for pair in 0..inputs / 2 {
+        inverse[row * channels + channel] = UNKNOWN;
+        inverse[(row + 2) * channels + channel] = UNKNOWN;
+        row += block_of(inputs, 2 * pair);
+    }
+}
+
+struct Push<'a> {
+    state: &'a mut [f32],
+    next: usize,
+    samples: &'a Samples,
+    around: &'a Around,
+    fresh: usize,
+    found: &'a mut [[f32; KINDS]],
+}
+
+/// The filters of a group of channels.
+struct Filters<S: Simd> {
+    inputs: usize,
+    weights: [Lanes<S>; MOST_INPUTS],
+    inverse: [Lanes<S>; half_of(MOST_INPUTS)],
+}
+
+impl WithSimd for Push<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        for group in Group::all(simd, self.samples.channels()) {
+            self.take_in(group);
+        }
+    }
+}
+
+impl Push<'_> {
+    #[inline(always)]
+    fn take_in<S: Simd>(&mut self, group: Group<S>) {
+        let channels = self.samples.channels();
+        let inputs = inputs_of(channels);
+        let zero = group.splat(0.0);
+        let mut filters =
+            Filters { inputs, weights: [zero; MOST_INPUTS], inverse: [zero; half_of(MOST_INPUTS)] };
+        filters.load(self.state, group);
+        let mut history: [_; LAGS] =
+            std::array::from_fn(|lag| group.load(self.state, HISTORY + lag));
+        let mut filled = group.load(self.state, FILLED);
+        let mut usual = group.load(self.state, USUAL);
+        let mut seen = group.load(self.state, SEEN);
+        let mut largest = zero;
+        let lags = group.splat(LAGS as f32);
+        let known = group.splat(KNOWN);
+        for at in 0..self.fresh {
+            let mut input = [zero; MOST_INPUTS];
+            input[..LAGS].copy_from_slice(&history);
+            for (other, input) in input[LAGS..inputs].as_chunks_mut().0.iter_mut().enumerate() {
+                let Around { present, last, width } = self.around;
+                let of = |samples| group.load_wide(samples, at, *width, 1 + other);
+                *input = [of(present), of(last)];
             }
-            for at in time - fresh.min(time)..time {
-                let others = input[LAGS..].as_chunks_mut::<2>().0;
-                for (other, [present, last]) in others.iter_mut().enumerate() {
-                    let samples = &values[(channel + 1 + other) % count * time..][..time];
-                    // A missing value is taken to be the average one.
-                    let observed = |at: usize| Some(samples[at]).filter(|v| !v.is_nan());
-                    *present = observed(at).unwrap_or(0.0);
-                    *last = at.checked_sub(1).and_then(observed).unwrap_or(*present);
+            let forecast = filters.forecast(&input);
+            let row = self.samples.time() - self.fresh + at;
+            let sample = group.load(self.samples.rows(), row);
+            let begun = filled.reaches(lags);
+            let observed = sample.known();
+            let sample = observed.choose(sample, begun.choose(forecast, history[0]));
+
+            let fits = begun.and(observed).and(group.taken());
+            let error = sample - forecast;
+            let typical = usual.max(group.splat(RESOLUTION));
+            let settled = seen.reaches(known);
+            let bound =
+                settled.choose(group.splat(WINSOR * NORMAL) * typical, group.splat(f32::INFINITY));
+            let bounded = error.min(bound).max(zero - bound);
+            let size = error.abs() / (group.splat(NORMAL) * typical);
+            largest = largest.max(fits.and(settled).choose(size, zero));
+
+            seen = fits.choose((seen + group.splat(1.0)).min(group.splat(HORIZON)), seen);
+            let step = (bounded.abs() - usual) / seen;
+            usual = usual + fits.choose(step, zero);
+            filled = (filled + group.splat(1.0)).min(lags);
+            history = [sample, history[0], history[1], history[2]];
+
+            let place = ERRORS + (self.next + at) % RECENT;
+            let error = fits.choose(error, group.load(self.state, place));
+            group.store(self.state, place, error);
+            let spoiled = filters.fit(&input, bounded, fits);
+            if spoiled.any() {
+                // By rounding: begin anew.
+                let spoiled = spoiled.choose(group.splat(1.0), zero).array();
+                filters.store(self.state, group);
+                for (channel, spoiled) in group.range().zip(spoiled) {
+                    if spoiled > 0.0 {
+                        forget(self.state, channels, channel);
+                    }
                 }
-                let size = forecast.push(values[channel * time + at], &mut input);
-                found[0] = size.max(found[0]);
+                filters.load(self.state, group);
             }
-            found[1] = forecast.drift();
         }
-        found
+        filters.store(self.state, group);
+        for (lag, history) in history.into_iter().enumerate() {
+            group.store(self.state, HISTORY + lag, history);
+        }
+        group.store(self.state, FILLED, filled);
+        group.store(self.state, USUAL, usual);
+        group.store(self.state, SEEN, seen);
+
+        // The size of the recent errors' mean, in its standard deviations.
+        let errors = (0..RECENT).map(|at| group.load(self.state, ERRORS + at));
+        let sum = errors.fold(zero, |sum, error| sum + error);
+        let drift = sum.abs() * group.splat(1.0 / (RECENT as f32).sqrt());
+        let drift = drift / (group.splat(NORMAL) * usual.max(group.splat(RESOLUTION)));
+        let drift = seen.reaches(known).choose(drift, zero).array();
+        let found = self.found[group.range()].iter_mut().zip(largest.array()).zip(drift);
+        for ((found, largest), drift) in found {
+            *found = [largest, drift];
+        }
     }
 }
 
-impl Forecast {
-    /// Expects each sample to be like the one before.
-    fn new(inputs: usize) -> Self {
-        let mut weights = vec![0.0; inputs];
-        weights[0] = 1.0;
-        let mut inverse = vec![0.0; inputs * inputs];
-        inverse.iter_mut().step_by(inputs + 1).for_each(|value| *value = UNKNOWN);
-        Self {
-            history: [0.0; LAGS],
-            known: 0,
-            weights,
-            inverse,
-            recent: [0.0; RECENT],
-            errors: 0,
-            usual: 0.0,
-            seen: 0.0,
+impl<S: Simd> Filters<S> {
+    #[inline(always)]
+    fn load(&mut self, state: &[f32], group: Group<S>) {
+        for (at, weight) in self.weights[..self.inputs].iter_mut().enumerate() {
+            *weight = group.load(state, WEIGHTS + at);
+        }
+        for (at, value) in self.inverse[..half_of(self.inputs)].iter_mut().enumerate() {
+            *value = group.load(state, WEIGHTS + self.inputs + at);
         }
     }
 
-    /// Takes the next sample; `input` holds the other channels' behind room for the own ones.
-    /// Returns the size of the error in standard deviations of earlier ones.
-    fn push(&mut self, sample: f32, input: &mut [f32]) -> f32 {
-        input[..LAGS].copy_from_slice(&self.history);
-        let forecast: f32 = input.iter().zip(&self.weights).map(|(x, w)| x * w).sum();
-        if self.known < LAGS || sample.is_nan() {
-            let filled = match (sample.is_nan(), self.known) {
-                (false, _) => sample,
-                (true, LAGS) => forecast,
-                (true, _) => self.history[0],
-            };
-            self.remember(filled);
-            return 0.0;
+    #[inline(always)]
+    fn store(&self, state: &mut [f32], group: Group<S>) {
+        for (at, weight) in self.weights[..self.inputs].iter().enumerate() {
+            group.store(state, WEIGHTS + at, *weight);
         }
-        let error = sample - forecast;
-        let usual = self.usual.max(RESOLUTION);
-        let settled = self.seen >= KNOWN;
-        let bound = if settled { WINSOR * NORMAL * usual } else { f32::INFINITY };
-        let bounded = error.clamp(-bound, bound);
-        self.fit(input, bounded);
-        self.recent[(self.errors % RECENT as u64) as usize] = error;
-        self.errors += 1;
-        self.seen = (self.seen + 1.0).min(HORIZON);
-        self.usual += (bounded.abs() - self.usual) / self.seen;
-        self.remember(sample);
-        if settled { error.abs() / (NORMAL * usual) } else { 0.0 }
-    }
-
-    /// One step of recursive least squares.
-    fn fit(&mut self, input: &[f32], error: f32) {
-        let sound = match input.len() {
-            4 => fit::<4>(&mut self.weights, &mut self.inverse, input, error),
-            6 => fit::<6>(&mut self.weights, &mut self.inverse, input, error),
-            8 => fit::<8>(&mut self.weights, &mut self.inverse, input, error),
-            10 => fit::<10>(&mut self.weights, &mut self.inverse, input, error),
-            12 => fit::<12>(&mut self.weights, &mut self.inverse, input, error),
-            inputs => unreachable!("{inputs} inputs, not {LAGS} and at most {OTHERS} times 2"),
-        };
-        if !sound {
-            // Rounding has spoiled it: begin anew.
-            let fresh = Self::new(input.len());
-            (self.weights, self.inverse) = (fresh.weights, fresh.inverse);
+        for (at, value) in self.inverse[..half_of(self.inputs)].iter().enumerate() {
+            group.store(state, WEIGHTS + self.inputs + at, *value);
         }
     }
 
-    /// The size of the recent errors' mean, in its standard deviations.
-    fn drift(&self) -> f32 {
-        if self.seen < KNOWN || self.errors < RECENT as u64 {
-            return 0.0;
+    #[inline(always)]
+    fn forecast(&self, input: &[Lanes<S>; MOST_INPUTS]) -> Lanes<S> {
+        let weights = self.weights.as_chunks::<2>().0;
+        let zero = input[0].constant(0.0);
+        let mut sums = [zero; 2];
+        for (weights, input) in weights.iter().zip(input.as_chunks::<2>().0) {
+            sums[0] = weights[0].mul_add(input[0], sums[0]);
+            sums[1] = weights[1].mul_add(input[1], sums[1]);
         }
-        let mean = self.recent.iter().sum::<f32>() / RECENT as f32;
-        mean.abs() * (RECENT as f32).sqrt() / (NORMAL * self.usual.max(RESOLUTION))
+        sums[0] + sums[1]
     }
 
-    fn remember(&mut self, sample: f32) {
-        self.history.rotate_right(1);
-        self.history[0] = sample;
-        self.known = (self.known + 1).min(LAGS);
-    }
-}
-
-/// One step of recursive least squares, for a number of inputs that the compiler can unroll.
-/// `inverse` is `[inputs, inputs]`. Returns whether all is still sound.
-fn fit<const INPUTS: usize>(
-    weights: &mut [f32],
-    inverse: &mut [f32],
-    input: &[f32],
-    error: f32,
-) -> bool {
-    let forgetting = 1.0 - 1.0 / HORIZON;
-    let (rows, _) = inverse.as_chunks_mut::<INPUTS>();
-    let mut gain = [0.0; INPUTS];
-    // It is symmetric: its rows are its columns.
-    for (row, x) in rows.iter().zip(input) {
-        for (gain, p) in gain.iter_mut().zip(row) {
-            *gain += p * x;
+    /// One step of recursive least squares in the lanes that `fits` names. Returns where it was not
+    /// sound.
+    #[inline(always)]
+    fn fit(&mut self, input: &[Lanes<S>; MOST_INPUTS], error: Lanes<S>, fits: Mask<S>) -> Mask<S> {
+        let inputs = self.inputs;
+        let constant = |value| error.constant(value);
+        let zero = constant(0.0);
+        let forgetting = 1.0 - 1.0 / HORIZON;
+        let mut gain = [zero; MOST_INPUTS];
+        let mut largest = zero;
+        let mut rest = &self.inverse[..];
+        for pair in 0..inputs / 2 {
+            let (block, below) = rest.split_at(block_of(inputs, 2 * pair));
+            rest = below;
+            let (corner, columns) = block.split_at(3);
+            let (x, further) = input[2 * pair..].split_at(2);
+            let (own, others) = gain[2 * pair..].split_at_mut(2);
+            // What is right of the diagonal is also below it.
+            let mut sums = [
+                corner[0].mul_add(x[0], corner[1].mul_add(x[1], own[0])),
+                corner[1].mul_add(x[0], corner[2].mul_add(x[1], own[1])),
+            ];
+            largest = largest.max(corner[0]).max(corner[2]);
+            for ((column, of), other) in columns.as_chunks::<2>().0.iter().zip(further).zip(others)
+            {
+                sums[0] = column[0].mul_add(*of, sums[0]);
+                sums[1] = column[1].mul_add(*of, sums[1]);
+                *other = column[0].mul_add(x[0], column[1].mul_add(x[1], *other));
+            }
+            own.copy_from_slice(&sums);
         }
-    }
-    let power: f32 = gain.iter().zip(input).map(|(gain, x)| gain * x).sum();
-    let share = 1.0 / (forgetting + power);
-    for (weight, gain) in weights.iter_mut().zip(gain) {
-        *weight += share * gain * error;
-    }
-    // Kept from growing where the inputs say nothing.
-    let mut largest = 0.0_f32;
-    for (at, row) in rows.iter().enumerate() {
-        largest = largest.max(row[at]);
-    }
-    let growth = if largest < MOST_UNKNOWN { 1.0 / forgetting } else { 1.0 };
-    let shared = gain.map(|gain| share * gain);
-    for (row, a) in rows.iter_mut().zip(gain) {
-        for (value, b) in row.iter_mut().zip(shared) {
-            *value = growth * (*value - a * b);
+        let mut power = [constant(forgetting), zero];
+        for (gain, x) in gain.as_chunks::<2>().0.iter().zip(input.as_chunks::<2>().0) {
+            power[0] = gain[0].mul_add(x[0], power[0]);
+            power[1] = gain[1].mul_add(x[1], power[1]);
         }
+        let share = fits.choose(constant(1.0) / (power[0] + power[1]), zero);
+        // Kept from growing where the inputs say nothing.
+        let grows = fits.and(constant(MOST_UNKNOWN).greater(largest));
+        let growth = grows.choose(constant(1.0 / forgetting), constant(1.0));
+        let step = share * error;
+        // Times nothing, what is not finite is not nothing.
+        let mut nothing = zero;
+        for (weight, gain) in self.weights.iter_mut().zip(&gain) {
+            *weight = gain.mul_add(step, *weight);
+            nothing = weight.mul_add(zero, nothing);
+        }
+        let less = zero - share;
+        let mut smallest = constant(f32::INFINITY);
+        let mut rest = &mut self.inverse[..];
+        for pair in 0..inputs / 2 {
+            let (block, below) = rest.split_at_mut(block_of(inputs, 2 * pair));
+            rest = below;
+            let (corner, columns) = block.split_at_mut(3);
+            let (own, others) = gain[2 * pair..].split_at(2);
+            let shared = [less * own[0], less * own[1]];
+            corner[0] = growth * shared[0].mul_add(own[0], corner[0]);
+            corner[1] = growth * shared[0].mul_add(own[1], corner[1]);
+            corner[2] = growth * shared[1].mul_add(own[1], corner[2]);
+            for diagonal in [corner[0], corner[2]] {
+                smallest = smallest.min(diagonal);
+                nothing = diagonal.mul_add(zero, nothing);
+            }
+            for (column, other) in columns.as_chunks_mut::<2>().0.iter_mut().zip(others) {
+                column[0] = growth * shared[0].mul_add(*other, column[0]);
+                column[1] = growth * shared[1].mul_add(*other, column[1]);
+            }
+        }
+        let sound = smallest.greater(zero).and(zero.reaches(nothing.abs()));
+        sound.not().and(fits)
     }
-    let positive = rows.iter().enumerate().all(|(at, row)| row[at] > 0.0);
-    positive && weights.iter().all(|weight| weight.is_finite())
 }
 
 #[cfg(test)]
@@ -220,6 +386,15 @@ mod tests {
     use rand_pcg::Pcg64Mcg;
 
     const TIME: usize = 32;
+
+    impl Forecasts {
+        fn found(&mut self, segment: &[f32], fresh: usize, continues: bool) -> Vec<[f32; KINDS]> {
+            let (mut around, mut found) = (Around::default(), Vec::new());
+            let samples = Samples::new(segment, TIME);
+            self.push(&samples, fresh, continues, &mut around, &mut found);
+            found
+        }
+    }
 
     /// Two channels that follow one wave each and a load of both, with noise; time runs on.
     struct Machine {
@@ -248,7 +423,7 @@ mod tests {
         fn learned(&mut self) -> Forecasts {
             let mut forecasts = Forecasts::default();
             for _ in 0..100 {
-                forecasts.push(&self.segment(), TIME, TIME, true);
+                forecasts.found(&self.segment(), TIME, true);
             }
             forecasts
         }
@@ -259,10 +434,10 @@ mod tests {
         let mut machine = Machine::new();
         let mut forecasts = machine.learned();
         let mut segment = machine.segment();
-        let usual = forecasts.clone().push(&segment, TIME, TIME, true);
+        let usual = forecasts.clone().found(&segment, TIME, true);
         assert!(usual.iter().all(|found| found[0] < 4.5 && found[1] < 4.0));
         segment[TIME - 1] += 2.0;
-        let spike = forecasts.push(&segment, TIME, TIME, true);
+        let spike = forecasts.found(&segment, TIME, true);
         assert!(spike[0][0] > 6.0 && spike[0][0] > spike[1][0], "{spike:?}");
     }
 
@@ -271,7 +446,7 @@ mod tests {
         let mut machine = Machine::new();
         let forecasts = machine.learned();
         // The load's own step is 0.3: without the other channel no forecast errs by less.
-        assert!(forecasts.channels[0].usual < 0.2, "{}", forecasts.channels[0].usual);
+        assert!(forecasts.state[USUAL * 2] < 0.2, "{}", forecasts.state[USUAL * 2]);
     }
 
     #[test]
@@ -279,10 +454,10 @@ mod tests {
         let mut machine = Machine::new();
         let mut forecasts = machine.learned();
         let normal = machine.segment();
-        let usual = forecasts.clone().push(&normal, TIME, TIME, true);
+        let usual = forecasts.clone().found(&normal, TIME, true);
         let mut drifting = normal.clone();
         drifting[..TIME].iter_mut().zip(0..).for_each(|(value, at)| *value += 0.2 * at as f32);
-        let loose = forecasts.push(&drifting, TIME, TIME, true);
+        let loose = forecasts.found(&drifting, TIME, true);
         assert!(loose[0][1] > 3.0 * usual[0][1].max(1.0), "{loose:?} {usual:?}");
     }
 
@@ -290,14 +465,14 @@ mod tests {
     fn missing_samples_gaps_and_constants_make_no_errors() {
         let mut machine = Machine::new();
         let mut forecasts = machine.learned();
-        let missing = forecasts.push(&[f32::NAN; 2 * TIME], TIME, 4, true);
+        let missing = forecasts.found(&[f32::NAN; 2 * TIME], 4, true);
         assert!(missing.iter().flatten().all(|value| value.is_finite()));
         assert_eq!(missing[0][0], 0.0);
-        let after_gap = forecasts.push(&[50.0; 2 * TIME], TIME, LAGS, false);
+        let after_gap = forecasts.found(&[50.0; 2 * TIME], LAGS, false);
         assert_eq!(after_gap[0][0], 0.0);
         let mut constant = Forecasts::default();
         for _ in 0..2000 {
-            let found = constant.push(&[1.0; 2 * TIME], TIME, TIME, true);
+            let found = constant.found(&[1.0; 2 * TIME], TIME, true);
             assert!(found.iter().flatten().all(|value| value.is_finite()));
         }
     }
@@ -306,11 +481,11 @@ mod tests {
     fn it_stays_sound_over_a_million_samples_of_correlated_channels() {
         let mut machine = Machine::new();
         let mut forecasts = machine.learned();
-        let early = forecasts.channels[0].usual;
+        let early = forecasts.state[USUAL * 2];
         for _ in 0..31_250 {
-            forecasts.push(&machine.segment(), TIME, TIME, true);
+            forecasts.found(&machine.segment(), TIME, true);
         }
-        let late = forecasts.channels[0].usual;
+        let late = forecasts.state[USUAL * 2];
         assert!((0.7..1.4).contains(&(late / early)), "{early} {late}");
     }
 }

@@ -1,6 +1,9 @@
 //! A key's own measure of a statistic.
 
+use pulp::Simd;
 use serde::{Deserialize, Serialize};
+
+use super::lanes::{Group, Lanes};
 
 /// Running centre and spread, robust to outliers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -8,6 +11,13 @@ pub struct Ruler {
     center: f32,
     spread: f32,
     seen: u32,
+}
+
+/// Rulers of a group of channels side by side.
+pub struct Rulers<S: Simd> {
+    center: Lanes<S>,
+    spread: Lanes<S>,
+    seen: Lanes<S>,
 }
 
 /// Values over which it forgets.
@@ -49,6 +59,56 @@ impl Ruler {
             let rate = 1.0 / (self.seen - 1) as f32;
             self.spread += rate * (bounded.abs() - self.spread);
         }
+    }
+}
+
+impl<S: Simd> Rulers<S> {
+    /// Rows of a state that they take.
+    pub const ROWS: usize = 3;
+
+    /// From the rows `[ROWS, channels]` from `row` on; as they are at first where these are 0.
+    #[inline(always)]
+    pub fn load(group: Group<S>, state: &[f32], row: usize) -> Self {
+        let [center, spread, seen] = [0, 1, 2].map(|at| group.load(state, row + at));
+        Self { center, spread, seen }
+    }
+
+    #[inline(always)]
+    pub fn store(self, group: Group<S>, state: &mut [f32], row: usize) {
+        for (at, lanes) in [self.center, self.spread, self.seen].into_iter().enumerate() {
+            group.store(state, row + at, lanes);
+        }
+    }
+
+    /// As [`Ruler::measure`].
+    #[inline(always)]
+    pub fn measure(&self, value: Lanes<S>) -> Lanes<S> {
+        let constant = |number| value.constant(number);
+        let doubt = constant(1.0) + constant(8.0) / (self.seen + constant(8.0));
+        let measured = (value - self.center) / (doubt * self.resolved_spread());
+        self.seen.greater(constant(0.0)).choose(measured, constant(0.0))
+    }
+
+    #[inline(always)]
+    fn resolved_spread(&self) -> Lanes<S> {
+        let noise = self.spread.constant(1e-3) * self.center.abs();
+        self.spread.max(noise).max(noise.constant(1e-6))
+    }
+
+    /// As [`Ruler::learn`], where a value is finite.
+    #[inline(always)]
+    pub fn learn(&mut self, value: Lanes<S>) {
+        let constant = |number| value.constant(number);
+        let (learns, one) = (value.finite(), constant(1.0));
+        let seen = (self.seen + one).min(constant(HORIZON as f32));
+        let most = constant(f32::MAX);
+        let bound = constant(WINSOR) * self.resolved_spread();
+        let bound = seen.greater(constant(8.0)).choose(bound, most).min(most);
+        let bounded = (value - self.center).min(bound).max(constant(0.0) - bound);
+        let spread = self.spread + (bounded.abs() - self.spread) / (seen - one);
+        self.spread = learns.and(seen.greater(one)).choose(spread, self.spread);
+        self.center = learns.choose(self.center + bounded / seen, self.center);
+        self.seen = learns.choose(seen, self.seen);
     }
 }
 
@@ -95,6 +155,38 @@ mod tests {
         assert!(ruler.measure(6.0) > 100.0);
         (0..5000).for_each(|at| ruler.learn((at % 7) as f32));
         assert!(ruler.measure(6.0) < 2.0, "{ruler:?}");
+    }
+
+    struct Beside<'a>(&'a [f32], &'a mut Vec<(f32, f32)>);
+
+    impl pulp::WithSimd for Beside<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let group = Group::all(simd, 1).next().expect("one channel");
+            let mut rulers = Rulers::load(group, &[0.0; 3], 0);
+            let mut ruler = Ruler::default();
+            for value in self.0 {
+                let lanes = group.splat(*value);
+                self.1.push((ruler.measure(*value), rulers.measure(lanes).array()[0]));
+                ruler.learn(*value);
+                rulers.learn(lanes);
+            }
+        }
+    }
+
+    #[test]
+    fn side_by_side_they_measure_as_alone() {
+        let usual = (0..3000).map(|at| ((at * 37) % 101) as f32);
+        let odd = [f32::NAN, 1e9, -1e9, f32::INFINITY, f32::MAX, 0.0, 3.0];
+        let values: Vec<f32> = odd[..2].iter().copied().chain(usual).chain(odd).collect();
+        let mut measured = Vec::new();
+        pulp::Arch::new().dispatch(Beside(&values, &mut measured));
+        for (alone, beside) in measured {
+            let alike = (alone - beside).abs() <= 1e-4 * (1.0 + alone.abs());
+            assert!(alike || alone == beside || alone.is_nan(), "{alone} {beside}");
+        }
     }
 
     proptest! {

@@ -5,63 +5,85 @@
 //! 1941) tells both: a faster wave has larger steps at short lags, a slower one smaller steps, a
 //! stuck sensor none. Its logarithm is measured by the channel's own centre and spread at each lag.
 
+use pulp::{Arch, Scalar, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
-use super::ruler::Ruler;
+use super::lanes::{Group, Lanes, Samples};
+use super::ruler::Rulers;
 
 /// Lags, in samples.
 const LAGS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Steps smaller than this, in standard deviations of the channel, are none.
 const RESOLUTION: f32 = 1e-3;
+/// Rows of a ruler.
+const ROWS: usize = Rulers::<Scalar>::ROWS;
 
-/// One channel's usual steps.
+/// The usual steps of a key's channels.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Texture {
-    usual: [Ruler; LAGS.len()],
+    /// Per lag, the rows of [`Rulers`]: `[lags x rows, channels]`.
+    usual: Vec<f32>,
 }
 
-/// A channel's steps in one segment: the logarithm of their mean square at each lag that the
-/// segment has observed pairs of samples for.
-pub type Steps = [Option<f32>; LAGS.len()];
-
 impl Texture {
-    /// The steps in the newest half of a segment's standardised samples (NaN where missing).
-    pub fn steps(samples: &[f32]) -> Steps {
-        let recent = &samples[samples.len() / 2..];
-        LAGS.map(|lag| {
-            if 2 * lag > recent.len() {
-                return None;
-            }
-            let (mut sum, mut pairs) = (0.0, 0);
-            for (late, early) in recent[lag..].iter().zip(recent) {
-                let step = late - early;
-                if !step.is_nan() {
-                    sum += step * step;
-                    pairs += 1;
+    /// Takes the steps in the newest half of standardised `samples` (NaN where missing). Writes per
+    /// channel their deviation from the usual ones at the lag where it is largest, either way, and
+    /// learns what is usual.
+    pub fn push(&mut self, samples: &Samples, found: &mut Vec<f32>) {
+        let channels = samples.channels();
+        found.clear();
+        found.resize(channels, 0.0);
+        self.usual.resize(LAGS.len() * ROWS * channels, 0.0);
+        Arch::new().dispatch(Push { usual: &mut self.usual, samples, found });
+    }
+}
+
+struct Push<'a> {
+    usual: &'a mut [f32],
+    samples: &'a Samples,
+    found: &'a mut [f32],
+}
+
+impl WithSimd for Push<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for group in Group::all(simd, self.samples.channels()) {
+            let mut largest = group.splat(0.0);
+            for (at, lag) in LAGS.into_iter().enumerate() {
+                if let Some(size) = step_size(self.samples, lag, group) {
+                    let mut usual = Rulers::load(group, self.usual, at * ROWS);
+                    // Where there is none, it is NaN: the smaller of it and another is the other.
+                    largest = usual.measure(size).abs().max(largest);
+                    usual.learn(size);
+                    usual.store(group, self.usual, at * ROWS);
                 }
             }
-            (pairs > 0).then(|| (sum / pairs as f32 + RESOLUTION * RESOLUTION).ln())
-        })
-    }
-
-    /// The deviation of `steps` from the usual ones at the lag where it is largest, either way.
-    pub fn measure(&self, steps: &Steps) -> f32 {
-        let at_each = self
-            .usual
-            .iter()
-            .zip(steps)
-            .filter_map(|(usual, size)| size.map(|size| usual.measure(size).abs()));
-        at_each.fold(0.0, f32::max)
-    }
-
-    /// Learns what is usual.
-    pub fn learn(&mut self, steps: &Steps) {
-        for (usual, size) in self.usual.iter_mut().zip(steps) {
-            if let Some(size) = size {
-                usual.learn(*size);
-            }
+            largest.store(&mut self.found[group.range()]);
         }
     }
+}
+
+/// The logarithm of the mean square of steps over `lag` in the newest half of `samples`, NaN where
+/// there are none; `None` where the half is too short.
+#[inline(always)]
+fn step_size<S: Simd>(samples: &Samples, lag: usize, group: Group<S>) -> Option<Lanes<S>> {
+    let (first, time) = (samples.time() / 2, samples.time());
+    if 2 * lag > time - first {
+        return None;
+    }
+    let (nothing, one) = (group.splat(0.0), group.splat(1.0));
+    let (mut sum, mut pairs) = (nothing, nothing);
+    for at in first + lag..time {
+        let step = group.load(samples.rows(), at) - group.load(samples.rows(), at - lag);
+        let known = step.known();
+        let step = known.choose(step, nothing);
+        sum = step.mul_add(step, sum);
+        pairs = pairs + known.choose(one, nothing);
+    }
+    let size = (sum / pairs + group.splat(RESOLUTION * RESOLUTION)).ln();
+    Some(pairs.greater(nothing).choose(size, group.splat(f32::NAN)))
 }
 
 #[cfg(test)]
@@ -81,10 +103,32 @@ mod tests {
             .collect()
     }
 
+    fn steps(segment: &[f32]) -> [Option<f32>; LAGS.len()] {
+        struct Sizes<'a>(&'a Samples);
+
+        impl WithSimd for Sizes<'_> {
+            type Output = [Option<f32>; LAGS.len()];
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+                let group = Group::all(simd, 1).next().expect("one channel");
+                let size = |lag| step_size(self.0, lag, group).map(|size| size.array()[0]);
+                LAGS.map(|lag| size(lag).filter(|size| !size.is_nan()))
+            }
+        }
+        Arch::new().dispatch(Sizes(&Samples::new(segment, segment.len())))
+    }
+
+    fn measured(texture: &mut Texture, segment: &[f32]) -> f32 {
+        let mut found = Vec::new();
+        texture.push(&Samples::new(segment, segment.len()), &mut found);
+        found[0]
+    }
+
     fn learned(rng: &mut Pcg64Mcg) -> Texture {
         let mut texture = Texture::default();
         for _ in 0..500 {
-            texture.learn(&Texture::steps(&wave(rng, 0.3)));
+            measured(&mut texture, &wave(rng, 0.3));
         }
         texture
     }
@@ -93,28 +137,29 @@ mod tests {
     fn another_frequency_and_a_stuck_sensor_stand_out() {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let texture = learned(&mut rng);
-        let mut of = |frequency: f32| texture.measure(&Texture::steps(&wave(&mut rng, frequency)));
+        let mut of = |frequency: f32| measured(&mut texture.clone(), &wave(&mut rng, frequency));
         let usual = (0..200).map(|_| of(0.3)).fold(0.0, f32::max);
         assert!(of(0.7) > 1.5 * usual && of(0.12) > 1.5 * usual, "{usual}");
-        assert!(texture.measure(&Texture::steps(&[0.4; 64])) > 3.0 * usual);
+        assert!(measured(&mut texture.clone(), &[0.4; 64]) > 3.0 * usual);
     }
 
     #[test]
     fn the_steps_of_a_ramp_are_its_lags() {
         let ramp: Vec<f32> = (0..64).map(|at| at as f32).collect();
-        let steps = Texture::steps(&ramp);
-        for (lag, size) in LAGS.iter().zip(steps) {
+        for (lag, size) in LAGS.iter().zip(steps(&ramp)) {
             assert!((size.unwrap() - 2.0 * (*lag as f32).ln()).abs() < 1e-5);
         }
-        assert_eq!(Texture::steps(&ramp[..16])[3..], [None, None]);
+        assert_eq!(steps(&ramp[..16])[3..], [None, None]);
     }
 
     #[test]
     fn missing_samples_leave_out_their_pairs_alone() {
         let mut ramp: Vec<f32> = (0..64).map(|at| at as f32).collect();
         ramp[50] = f32::NAN;
-        assert!((Texture::steps(&ramp)[0].unwrap()).abs() < 1e-5);
-        assert_eq!(Texture::steps(&[f32::NAN; 64]), [None; 5]);
-        assert_eq!(Texture::default().measure(&[None; 5]), 0.0);
+        assert!((steps(&ramp)[0].unwrap()).abs() < 1e-5);
+        assert_eq!(steps(&[f32::NAN; 64]), [None; 5]);
+        let mut texture = Texture::default();
+        assert_eq!(measured(&mut texture, &[f32::NAN; 64]), 0.0);
+        assert!(texture.usual.iter().all(|value| *value == 0.0));
     }
 }

@@ -15,6 +15,7 @@ mod transpose;
 
 pub use segment::{SegmentTemplate, Segments};
 pub use segmenter::{Segmenter, WindowError, WindowStats};
+pub(crate) use transpose::transpose;
 
 use crate::config;
 

@@ -8,13 +8,7 @@ const TILE: usize = 4;
 ///
 /// # Panics
 /// If the rows are not whole, or do not fit.
-pub(super) fn transpose(
-    rows: &[f32],
-    columns: usize,
-    into: &mut [f32],
-    length: usize,
-    first: usize,
-) {
+pub fn transpose(rows: &[f32], columns: usize, into: &mut [f32], length: usize, first: usize) {
     let count = rows.len() / columns;
     let mut groups = into.chunks_exact_mut(TILE * length);
     for (group, four) in (&mut groups).enumerate() {
