@@ -1,5 +1,6 @@
 //! What normal looks like: embeddings of earlier segments.
 
+use pulp::{Arch, Simd, WithSimd};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +11,14 @@ use crate::pairs::Origin;
 /// the chance of being remembered falls off exponentially with age.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
-    /// `[entries, embedding]`.
+    /// Of sixteen entries at a time, side by side: `[blocks, embedding, BLOCK]`, the last block filled
+    /// up with zeros.
     embeddings: Vec<f32>,
     /// `[entries, channels, time]`, standardised: to embed again as the model changes.
     values: Vec<f32>,
     origins: Vec<Origin>,
+    /// Those of the origins, to be searched.
+    keys: Vec<u64>,
     newcomers: Vec<Newcomer>,
     capacity: usize,
     dimension: usize,
@@ -31,6 +35,8 @@ struct Newcomer {
     origin: Origin,
 }
 
+/// Entries side by side.
+const BLOCK: usize = 16;
 /// Neighbours whose mean distance counts.
 const NEIGHBOURS: usize = 3;
 /// Entries embedded again after each training step.
@@ -45,6 +51,7 @@ impl Memory {
             embeddings: Vec::new(),
             values: Vec::new(),
             origins: Vec::new(),
+            keys: Vec::new(),
             newcomers: Vec::new(),
             capacity: capacity.max(1),
             dimension,
@@ -62,9 +69,12 @@ impl Memory {
     pub fn cosines(&self, embeddings: &[f32]) -> Vec<f32> {
         let rows = embeddings.len() / self.dimension;
         let mut cosines = vec![0.0; rows * self.len()];
-        let entries = Matrix::new(&self.embeddings, self.len(), self.dimension);
-        let embeddings = Matrix::new(embeddings, rows, self.dimension);
-        multiply(&mut cosines, false, embeddings, entries.transposed());
+        if !cosines.is_empty() {
+            let known = &self.embeddings;
+            let (entries, dimension) = (self.len(), self.dimension);
+            let out = &mut cosines;
+            Arch::new().dispatch(Cosines { known, entries, dimension, embeddings, out });
+        }
         cosines
     }
 
@@ -94,17 +104,9 @@ impl Memory {
     /// [`Memory::cosines`], or `1 - likeness` given one of [`Memory::likenesses`]: among segments of the same key where there are enough, else among all.
     /// Segments within `reach` strides do not count. `None` where too few are left.
     pub fn distance(&self, cosines: &[f32], origin: &Origin, reach: u64) -> Option<f32> {
-        let mut same = Nearest::default();
-        let mut all = Nearest::default();
-        for (cosine, other) in cosines.iter().zip(&self.origins) {
-            if other.key == origin.key {
-                if origin.is_near(other, reach) {
-                    continue;
-                }
-                same.offer(*cosine);
-            }
-            all.offer(*cosine);
-        }
+        let (keys, origins) = (&self.keys, &self.origins);
+        let (same, all) =
+            Arch::new().dispatch(Search { cosines, keys, origins, origin: *origin, reach });
         // A handful of a key's own segments says little: its nearest is not near yet.
         const ENOUGH: usize = 8 * NEIGHBOURS;
         let nearest = if same.offered >= ENOUGH { same } else { all };
@@ -129,18 +131,29 @@ impl Memory {
 
     /// Gives those admitted since the last call their places.
     pub fn settle(&mut self) {
-        for Newcomer { place, embedding, values, origin } in self.newcomers.drain(..) {
+        for Newcomer { place, embedding, values, origin } in std::mem::take(&mut self.newcomers) {
             if place == self.origins.len() {
-                self.embeddings.extend_from_slice(&embedding);
                 self.values.extend_from_slice(&values);
                 self.origins.push(origin);
+                self.keys.push(origin.key);
             } else {
-                self.embeddings[place * self.dimension..][..self.dimension]
-                    .copy_from_slice(&embedding);
                 self.values[place * self.size..][..self.size].copy_from_slice(&values);
                 self.origins[place] = origin;
+                self.keys[place] = origin.key;
             }
+            self.place(place, &embedding);
         }
+    }
+
+    /// Puts an embedding among the others, in their place or behind the last.
+    fn place(&mut self, place: usize, embedding: &[f32]) {
+        let block = self.dimension * BLOCK;
+        let start = place / BLOCK * block;
+        if start == self.embeddings.len() {
+            self.embeddings.resize(start + block, 0.0);
+        }
+        let rows = self.embeddings[start..start + block].chunks_exact_mut(BLOCK);
+        rows.zip(embedding).for_each(|(row, value)| row[place % BLOCK] = *value);
     }
 
     /// Embeds some entries again with a changed model, in turn: none is ever far behind it.
@@ -153,9 +166,153 @@ impl Memory {
             return;
         }
         let embedded = embed(&self.values[range.start * self.size..range.end * self.size]);
-        self.embeddings[range.start * self.dimension..range.end * self.dimension]
-            .copy_from_slice(&embedded);
         self.next_refresh = range.end;
+        for (place, embedding) in range.zip(embedded.chunks_exact(self.dimension)) {
+            self.place(place, embedding);
+        }
+    }
+}
+
+/// Inner products of `embeddings` `[rows, dimension]` with those `known`. Packing them anew for each
+/// few rows takes as long as the products do: they lie as they are wanted.
+struct Cosines<'a> {
+    known: &'a [f32],
+    entries: usize,
+    dimension: usize,
+    embeddings: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Cosines<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        /// Rows of a tile of sums.
+        const ROWS: usize = 4;
+        let rows = self.embeddings.len() / self.dimension;
+        let blocks = self.entries.div_ceil(BLOCK);
+        let mut first = 0;
+        while first < blocks * BLOCK {
+            let wide = first + 2 * S::F32_LANES <= blocks * BLOCK;
+            let mut row = 0;
+            while row < rows {
+                let tall = row + ROWS <= rows;
+                match (tall, wide) {
+                    (true, true) => self.tile::<S, ROWS, 2>(simd, row, first),
+                    (true, false) => self.tile::<S, ROWS, 1>(simd, row, first),
+                    (false, true) => self.tile::<S, 1, 2>(simd, row, first),
+                    (false, false) => self.tile::<S, 1, 1>(simd, row, first),
+                }
+                row += if tall { ROWS } else { 1 };
+            }
+            first += if wide { 2 } else { 1 } * S::F32_LANES;
+        }
+    }
+}
+
+impl Cosines<'_> {
+    /// The products of a few rows with the `WIDTH` vectors of entries from `first` on. The bits of
+    /// one do not depend on the others: each is added up on its own.
+    #[inline(always)]
+    fn tile<S: Simd, const ROWS: usize, const WIDTH: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        first: usize,
+    ) {
+        let dimension = self.dimension;
+        let rows: [&[f32]; ROWS] =
+            std::array::from_fn(|at| &self.embeddings[(row + at) * dimension..][..dimension]);
+        let columns: [&[f32]; WIDTH] = std::array::from_fn(|at| {
+            let entry = first + at * S::F32_LANES;
+            &self.known[entry / BLOCK * dimension * BLOCK + entry % BLOCK..]
+        });
+        let mut sums = [[simd.splat_f32s(0.0); WIDTH]; ROWS];
+        for at in 0..dimension {
+            let columns: [S::f32s; WIDTH] = std::array::from_fn(|column| {
+                S::as_simd_f32s(&columns[column][at * BLOCK..][..S::F32_LANES]).0[0]
+            });
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let value = simd.splat_f32s(row[at]);
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = simd.mul_add_f32s(value, column, *sum);
+                }
+            }
+        }
+        for (at, sums) in sums.into_iter().enumerate() {
+            let out = &mut self.out[(row + at) * self.entries..][..self.entries];
+            for (column, sum) in sums.into_iter().enumerate() {
+                let start = (first + column * S::F32_LANES).min(self.entries);
+                let end = (start + S::F32_LANES).min(self.entries);
+                simd.partial_store_f32s(&mut out[start..end], sum);
+            }
+        }
+    }
+}
+
+/// Finds the nearest entries of the key of `origin`, and of all keys, but those near it in time.
+struct Search<'a> {
+    cosines: &'a [f32],
+    keys: &'a [u64],
+    origins: &'a [Origin],
+    origin: Origin,
+    reach: u64,
+}
+
+impl WithSimd for Search<'_> {
+    type Output = (Nearest, Nearest);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (Nearest, Nearest) {
+        let (mut same, mut all) = (Nearest::default(), Nearest::default());
+        let key = simd.splat_u64s(self.origin.key);
+        // The largest few of each lane.
+        let mut largest = [simd.splat_f32s(f32::NEG_INFINITY); NEIGHBOURS];
+        let (cosines, rest) = self.cosines.as_chunks::<BLOCK>();
+        let (keys, _) = self.keys.as_chunks::<BLOCK>();
+        for (block, (cosines, keys)) in cosines.iter().zip(keys).enumerate() {
+            let own = S::as_simd_u64s(keys).0.iter();
+            let mut is_own = simd.greater_than_u64s(key, key);
+            for keys in own {
+                is_own = simd.or_m64s(is_own, simd.equal_u64s(*keys, key));
+            }
+            let mut counted = *cosines;
+            if simd.first_true_m64s(is_own) < S::U64_LANES {
+                let origins = &self.origins[block * BLOCK..];
+                for (cosine, other) in counted.iter_mut().zip(origins) {
+                    if self.origin.is_near(other, self.reach) {
+                        *cosine = f32::NEG_INFINITY;
+                    } else if other.key == self.origin.key {
+                        same.offer(*cosine);
+                    }
+                }
+            }
+            for cosines in S::as_simd_f32s(&counted).0 {
+                let mut cosines = *cosines;
+                for kept in &mut largest {
+                    let larger = simd.greater_than_f32s(cosines, *kept);
+                    let less = simd.select_f32s(larger, *kept, cosines);
+                    *kept = simd.select_f32s(larger, cosines, *kept);
+                    cosines = less;
+                }
+            }
+        }
+        for kept in largest {
+            let mut lanes = [f32::NEG_INFINITY; BLOCK];
+            simd.partial_store_f32s(&mut lanes, kept);
+            lanes.into_iter().for_each(|cosine| all.offer(cosine));
+        }
+        let origins = &self.origins[self.cosines.len() - rest.len()..];
+        for (cosine, other) in rest.iter().zip(origins) {
+            if !self.origin.is_near(other, self.reach) {
+                if other.key == self.origin.key {
+                    same.offer(*cosine);
+                }
+                all.offer(*cosine);
+            }
+        }
+        (same, all)
     }
 }
 
@@ -172,7 +329,7 @@ fn centred(values: &[f32], time: usize) -> Vec<f32> {
     centred
 }
 
-/// The largest few of the cosines offered.
+/// The largest few of the cosines offered; one that is infinitely small is none.
 struct Nearest {
     largest: [f32; NEIGHBOURS],
     offered: usize,
@@ -186,6 +343,9 @@ impl Default for Nearest {
 
 impl Nearest {
     fn offer(&mut self, cosine: f32) {
+        if cosine == f32::NEG_INFINITY {
+            return;
+        }
         self.offered += 1;
         // Hardly ever is one of the few.
         if cosine <= self.largest[NEIGHBOURS - 1] {
@@ -225,6 +385,63 @@ mod tests {
         let near = memory.distance(&cosines, &origin(1, 1), 5).expect("three entries");
         assert!((near - (0.2 + 0.4 + 1.0) / 3.0).abs() < 1e-6, "{near}");
         assert_eq!(memory.distance(&cosines, &origin(1, 5), 6), None);
+    }
+
+    /// A memory of `entries` random segments of three keys.
+    fn random(rng: &mut Pcg64Mcg, entries: usize, dimension: usize) -> Memory {
+        let mut memory = Memory::new(entries, dimension, 1);
+        for sequence in 0..entries as u64 {
+            let embedding: Vec<f32> = (0..dimension).map(|_| rng.random_range(-1.0..1.0)).collect();
+            memory.admit(&embedding, &[0.0], origin(sequence % 3, sequence), rng);
+        }
+        memory.settle();
+        memory
+    }
+
+    #[test]
+    fn cosines_are_inner_products_whose_bits_do_not_depend_on_the_other_rows() {
+        let mut rng = Pcg64Mcg::seed_from_u64(4);
+        for entries in [0, 1, 15, 16, 17, 40, 100] {
+            let dimension = 7;
+            let memory = random(&mut rng, entries, dimension);
+            let rows: Vec<f32> = (0..9 * dimension).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let all = memory.cosines(&rows);
+            for (row, embedding) in rows.chunks_exact(dimension).enumerate() {
+                let found = &all[row * entries..][..entries];
+                assert_eq!(memory.cosines(embedding), found);
+                for (entry, cosine) in found.iter().enumerate() {
+                    let block = &memory.embeddings[entry / BLOCK * BLOCK * dimension..];
+                    let known = block.iter().skip(entry % BLOCK).step_by(BLOCK);
+                    let expected: f32 = embedding.iter().zip(known).map(|(a, b)| a * b).sum();
+                    assert!((cosine - expected).abs() < 1e-5, "{cosine} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_are_those_of_a_search_one_by_one() {
+        let mut rng = Pcg64Mcg::seed_from_u64(5);
+        for entries in [2, 3, 16, 50, 90, 200] {
+            let memory = random(&mut rng, entries, 2);
+            let cosines: Vec<f32> = (0..entries).map(|_| rng.random_range(-1.0..1.0)).collect();
+            for key in 0..5 {
+                let own = origin(key, 40);
+                let nearest = |same: bool| -> Vec<f32> {
+                    let others = cosines.iter().zip(&memory.origins);
+                    let others = others.filter(|(_, other)| !own.is_near(other, 20));
+                    let others = others.filter(|(_, other)| !same || other.key == key);
+                    let mut found: Vec<f32> = others.map(|(cosine, _)| *cosine).collect();
+                    found.sort_by(|a, b| b.total_cmp(a));
+                    found
+                };
+                let (same, all) = (nearest(true), nearest(false));
+                let nearest = if same.len() >= 8 * NEIGHBOURS { same } else { all };
+                let expected = nearest.first_chunk::<NEIGHBOURS>();
+                let expected = expected.map(|few| few.iter().map(|c| 1.0 - c).sum::<f32>() / 3.0);
+                assert_eq!(memory.distance(&cosines, &own, 20), expected, "{entries} {key}");
+            }
+        }
     }
 
     #[test]
