@@ -6,6 +6,7 @@
 //! them by a share of its winsorised deviation (Huber 1964), so a fault of any size moves them no
 //! more than a deviation of three does.
 
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 /// Centre and scale of each channel of one key.
@@ -45,13 +46,14 @@ impl Standardiser {
     /// Appends the standardised segment `[channels, time]` to `out`; missing values stay NaN.
     pub fn apply(&self, segment: &[f32], time: usize, out: &mut Vec<f32>) {
         let first = out.len();
-        for (channel, samples) in self.channels.iter().zip(segment.chunks_exact(time)) {
-            let (center, scale) = (channel.center, channel.scale);
-            out.extend(samples.iter().map(|value| (value - center) / scale));
-        }
+        out.resize(first + self.channels.len() * time, 0.0);
+        let out = &mut out[first..];
+        let apply = Apply { channels: &self.channels, segment, time, out };
         // A logarithm is a call, and hardly ever is one needed.
-        for value in out[first..].iter_mut().filter(|value| value.abs() > LINEAR) {
-            *value = compress(*value);
+        if Arch::new().dispatch(apply) {
+            for value in out.iter_mut().filter(|value| value.abs() > LINEAR) {
+                *value = compress(*value);
+            }
         }
     }
 
@@ -60,16 +62,164 @@ impl Standardiser {
     pub fn learn(&mut self, segment: &[f32], time: usize, fresh: usize, horizon: u64) {
         let follows = self.held == 0;
         self.held = self.held.saturating_sub(1);
+        let fresh = fresh.min(time);
         for (channel, samples) in self.channels.iter_mut().zip(segment.chunks_exact(time)) {
-            let fresh = samples[time - fresh.min(time)..].iter().filter(|value| !value.is_nan());
-            for value in fresh {
-                channel.learn(*value, horizon);
-            }
-            if follows && channel.samples > 0 {
-                channel.center = channel.running_center as f32;
-                channel.scale = usable(channel.running_variance.sqrt() as f32, channel.center);
+            // The first value of a channel that the first segment lacked.
+            if channel.samples == 0 && channel.running_variance == 0.0 {
+                let mut samples = samples[time - fresh..].iter();
+                if let Some(value) = samples.find(|value| !value.is_nan()) {
+                    *channel = Channel::from_samples(&[*value]);
+                }
             }
         }
+        let channels = &mut self.channels;
+        Arch::new().dispatch(Learn { channels, segment, time, fresh, horizon: horizon.max(1) });
+        for channel in self.channels.iter_mut().filter(|channel| follows && channel.samples > 0) {
+            channel.center = channel.running_center as f32;
+            channel.scale = usable(channel.running_variance.sqrt() as f32, channel.center);
+        }
+    }
+}
+
+/// Standardises a segment; says whether any value is beyond [`LINEAR`].
+struct Apply<'a> {
+    channels: &'a [Channel],
+    segment: &'a [f32],
+    time: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Apply<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
+        let mut largest = simd.splat_f32s(0.0);
+        let segment = self.segment.chunks_exact(self.time);
+        let rows = self.channels.iter().zip(segment).zip(self.out.chunks_exact_mut(self.time));
+        for ((channel, samples), out) in rows {
+            let center = simd.splat_f32s(channel.center);
+            let scale = simd.splat_f32s(channel.scale);
+            let pieces = samples.chunks(S::F32_LANES).zip(out.chunks_mut(S::F32_LANES));
+            for (samples, out) in pieces {
+                let value = simd.sub_f32s(simd.partial_load_f32s(samples), center);
+                let value = simd.div_f32s(value, scale);
+                simd.partial_store_f32s(out, value);
+                let size = simd.abs_f32s(value);
+                let larger = simd.greater_than_f32s(size, largest);
+                largest = simd.select_f32s(larger, size, largest);
+            }
+        }
+        // What is behind the end of a row counts as 0, its centre off: at worst a look too many.
+        simd.reduce_max_f32s(largest) > LINEAR
+    }
+}
+
+/// Lets running estimates follow the `fresh` last samples, channels side by side.
+struct Learn<'a> {
+    channels: &'a mut [Channel],
+    segment: &'a [f32],
+    time: usize,
+    fresh: usize,
+    horizon: u64,
+}
+
+/// Most channels side by side, and samples of each that are taken at once.
+const LANES: usize = 8;
+const BLOCK: usize = 16;
+
+impl WithSimd for Learn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F64_LANES.min(LANES);
+        let (first, time) = (self.time - self.fresh, self.time);
+        let segments = self.segment.chunks(lanes * time);
+        for (channels, segment) in self.channels.chunks_mut(lanes).zip(segments) {
+            let mut rows = Rows::of(channels);
+            for start in (first..time).step_by(BLOCK) {
+                let end = time.min(start + BLOCK);
+                let mut block = [[f64::NAN; LANES]; BLOCK];
+                for (lane, samples) in segment.chunks_exact(time).enumerate() {
+                    for (row, sample) in block.iter_mut().zip(&samples[start..end]) {
+                        row[lane] = f64::from(*sample);
+                    }
+                }
+                rows.follow(simd, &block[..end - start], self.horizon as f64);
+            }
+            rows.write(channels);
+        }
+    }
+}
+
+/// The running estimates of a few channels.
+struct Rows {
+    centers: [f64; LANES],
+    variances: [f64; LANES],
+    counts: [f64; LANES],
+}
+
+impl Rows {
+    #[inline(always)]
+    fn of(channels: &[Channel]) -> Self {
+        let mut rows =
+            Self { centers: [0.0; LANES], variances: [1.0; LANES], counts: [0.0; LANES] };
+        for (lane, channel) in channels.iter().enumerate() {
+            rows.centers[lane] = channel.running_center;
+            rows.variances[lane] = channel.running_variance;
+            rows.counts[lane] = channel.samples as f64;
+        }
+        rows
+    }
+
+    #[inline(always)]
+    fn write(&self, channels: &mut [Channel]) {
+        for (lane, channel) in channels.iter_mut().enumerate() {
+            channel.running_center = self.centers[lane];
+            channel.running_variance = self.variances[lane];
+            channel.samples = self.counts[lane] as u64;
+        }
+    }
+
+    /// Takes samples `[time, lanes]`, NaN where missing.
+    #[inline(always)]
+    fn follow<S: Simd>(&mut self, simd: S, samples: &[[f64; LANES]], horizon: f64) {
+        /// The first segment's estimate weighs as much as this many samples.
+        const PRIOR: f64 = 16.0;
+        let lanes = S::F64_LANES.min(LANES);
+        let load = |values: &[f64; LANES]| simd.partial_load_f64s(&values[..lanes]);
+        let splat = |value| simd.splat_f64s(value);
+        let (one, winsor, zero) = (splat(1.0), splat(WINSOR), splat(0.0));
+        let mut center = load(&self.centers);
+        let mut variance = load(&self.variances);
+        let mut count = load(&self.counts);
+        for row in samples {
+            let value = load(row);
+            let known = simd.equal_f64s(value, value);
+            let bound = simd.mul_f64s(winsor, simd.sqrt_f64s(variance));
+            let deviation = simd.sub_f64s(value, center);
+            let above = simd.greater_than_f64s(deviation, bound);
+            let bounded = simd.select_f64s(above, bound, deviation);
+            let lowest = simd.sub_f64s(zero, bound);
+            let below = simd.less_than_f64s(bounded, lowest);
+            let bounded = simd.select_f64s(below, lowest, bounded);
+
+            let seen = simd.add_f64s(count, one);
+            let weight = simd.add_f64s(seen, splat(PRIOR));
+            let full = simd.greater_than_f64s(weight, splat(horizon));
+            let rate = simd.div_f64s(one, simd.select_f64s(full, splat(horizon), weight));
+            let square = simd.mul_f64s(bounded, bounded);
+            let square = simd.mul_f64s(square, splat(1.0 / WINSORISED_VARIANCE));
+            let spread = simd.mul_add_f64s(rate, simd.sub_f64s(square, variance), variance);
+            let middle = simd.mul_add_f64s(rate, bounded, center);
+            center = simd.select_f64s(known, middle, center);
+            variance = simd.select_f64s(known, spread, variance);
+            count = simd.select_f64s(known, seen, count);
+        }
+        simd.partial_store_f64s(&mut self.centers[..lanes], center);
+        simd.partial_store_f64s(&mut self.variances[..lanes], variance);
+        simd.partial_store_f64s(&mut self.counts[..lanes], count);
     }
 }
 
@@ -95,23 +245,6 @@ impl Channel {
             running_variance: f64::from(scale).powi(2),
             samples: 0,
         }
-    }
-
-    fn learn(&mut self, value: f32, horizon: u64) {
-        /// The first segment's estimate weighs as much as this many samples.
-        const PRIOR: u64 = 16;
-        if self.samples == 0 && self.running_variance == 0.0 {
-            // The first value of a channel that the first segment lacked.
-            *self = Self::from_samples(&[value]);
-        }
-        self.samples += 1;
-        let rate = 1.0 / (self.samples + PRIOR).min(horizon.max(1)) as f64;
-        let deviation = f64::from(value) - self.running_center;
-        let bound = WINSOR * self.running_variance.sqrt();
-        let bounded = deviation.clamp(-bound, bound);
-        self.running_center += rate * bounded;
-        self.running_variance +=
-            rate * (bounded * bounded / WINSORISED_VARIANCE - self.running_variance);
     }
 }
 
