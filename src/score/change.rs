@@ -97,7 +97,7 @@ fn steps<S: Simd>(
 ) -> Lanes<S> {
     let mut largest = group.splat(0.0);
     for at in samples.time().saturating_sub(fresh).max(1)..samples.time() {
-        let change = group.load(samples.rows(), at) - group.load(samples.rows(), at - 1);
+        let change = group.at(samples, at) - group.at(samples, at - 1);
         largest = largest.max(typical.measure(change, change.known().and(group.taken())));
     }
     largest
@@ -122,14 +122,14 @@ fn shifts<S: Simd>(
     let level = first_observed(samples, 0, group);
     let mut before = Sum { sum: group.splat(0.0), count: group.splat(0.0), level };
     for at in 0..first - recent {
-        before.add(group.load(samples.rows(), at));
+        before.add(group.at(samples, at));
     }
     let mut all = before;
     for at in first - recent..first - 1 {
-        all.add(group.load(samples.rows(), at));
+        all.add(group.at(samples, at));
     }
     for end in first..=time {
-        let newest = group.load(samples.rows(), end - 1);
+        let newest = group.at(samples, end - 1);
         all.add(newest);
         let mean = before.sum / before.count;
         let change = (all.sum - before.sum) / (all.count - before.count) - mean;
@@ -137,7 +137,7 @@ fn shifts<S: Simd>(
         let nothing = group.splat(0.0);
         let known = before.count.greater(nothing).and(newest.known()).and(group.taken());
         largest = largest.max(typical.measure(change, known));
-        before.add(group.load(samples.rows(), end - recent));
+        before.add(group.at(samples, end - recent));
     }
     largest
 }
@@ -147,7 +147,7 @@ fn shifts<S: Simd>(
 pub fn first_observed<S: Simd>(samples: &Samples, from: usize, group: Group<S>) -> Lanes<S> {
     let mut first = group.splat(f32::NAN);
     for at in from..samples.time() {
-        first = first.known().choose(first, group.load(samples.rows(), at));
+        first = first.known().choose(first, group.at(samples, at));
         if !first.known().not().any() {
             return first;
         }

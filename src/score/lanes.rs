@@ -226,14 +226,23 @@ impl<S: Simd> Group<S> {
     /// The lanes of the row at `row` of `rows`, `[rows, channels]`.
     #[inline(always)]
     pub fn load(self, rows: &[f32], row: usize) -> Lanes<S> {
-        self.load_wide(rows, row, self.channels, 0)
+        let start = row * self.channels;
+        Lanes::load(self.simd, &rows[start + self.first..start + self.end])
     }
 
-    /// Likewise from rows of a width of their own, of the channels `ahead`.
+    /// The samples at a time; lanes without a channel hold some number.
     #[inline(always)]
-    pub fn load_wide(self, rows: &[f32], row: usize, width: usize, ahead: usize) -> Lanes<S> {
-        let start = row * width + ahead;
-        Lanes::load(self.simd, &rows[start + self.first..start + self.end])
+    pub fn at(self, samples: &Samples, time: usize) -> Lanes<S> {
+        self.ahead(&samples.values, time, samples.width, 0)
+    }
+
+    /// Likewise of rows that are `width` wide, at least [`MOST`] more than the last group's first
+    /// channel, of the channel so far `ahead` of each.
+    #[inline(always)]
+    pub fn ahead(self, rows: &[f32], row: usize, width: usize, ahead: usize) -> Lanes<S> {
+        let start = row * width + self.first + ahead;
+        let values = S::as_simd_f32s(&rows[start..start + S::F32_LANES]).0[0];
+        Lanes { simd: self.simd, values }
     }
 
     #[inline(always)]
@@ -258,9 +267,11 @@ impl<S: Simd> Group<S> {
 /// Samples of a segment, a row for each time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Samples {
-    /// `[time, channels]`.
+    /// `[time, width]`.
     values: Vec<f32>,
     channels: usize,
+    /// Channels, and room for whole vectors.
+    width: usize,
     time: usize,
 }
 
@@ -268,9 +279,10 @@ impl Samples {
     /// Takes the place of what was held: a segment `[channels, time]`.
     pub fn fill(&mut self, segment: &[f32], time: usize) {
         self.channels = segment.len() / time;
+        self.width = self.channels.next_multiple_of(MOST);
         self.time = time;
-        self.values.resize(segment.len(), 0.0);
-        transpose(segment, time, &mut self.values, self.channels, 0);
+        self.values.resize(self.width * time, 0.0);
+        transpose(segment, time, &mut self.values, self.width, 0);
     }
 
     pub fn channels(&self) -> usize {
@@ -281,9 +293,9 @@ impl Samples {
         self.time
     }
 
-    /// `[time, channels]`.
-    pub fn rows(&self) -> &[f32] {
-        &self.values
+    /// The samples at a time, one per channel.
+    pub fn row(&self, time: usize) -> &[f32] {
+        &self.values[time * self.width..][..self.channels]
     }
 }
 
@@ -329,7 +341,7 @@ mod tests {
     #[test]
     fn samples_by_time_are_those_by_channel_turned() {
         let samples = Samples::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3);
-        assert_eq!(samples.rows(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!([0, 1, 2].map(|at| samples.row(at)), [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]);
         assert_eq!((samples.channels(), samples.time()), (2, 3));
     }
 }

@@ -256,15 +256,15 @@ fn look(samples: &Samples, recent: usize, levels: &mut Vec<Option<Recent>>) {
     levels.clear();
     levels.resize(samples.channels(), None);
     Arch::new().dispatch(Look { samples, recent, levels });
-    let (channels, from) = (samples.channels(), samples.time() - recent);
+    let from = samples.time() - recent;
     for (channel, level) in levels.iter_mut().enumerate() {
         // Squares of what an `f32` holds may be more than it holds.
         if level.is_some_and(|level| !(level.mean + level.noise).is_finite()) {
-            let rows = &samples.rows()[from * channels..];
-            let observed = || rows.iter().skip(channel).step_by(channels).filter(|v| !v.is_nan());
-            let count = observed().count() as f64;
-            let mean = observed().map(|sample| f64::from(*sample)).sum::<f64>() / count;
-            let square = observed().map(|sample| (f64::from(*sample) - mean).powi(2)).sum::<f64>();
+            let all = (from..samples.time()).map(|at| f64::from(samples.row(at)[channel]));
+            let observed = all.filter(|sample| !sample.is_nan());
+            let count = observed.clone().count() as f64;
+            let mean = observed.clone().sum::<f64>() / count;
+            let square = observed.map(|sample| (sample - mean).powi(2)).sum::<f64>();
             *level = Some(Recent { mean, noise: square / (count - 1.0).max(1.0) / count });
         }
     }
@@ -282,21 +282,20 @@ impl WithSimd for Look<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let from = self.samples.time() - self.recent;
-        let rows = self.samples.rows();
         for group in Group::all(simd, self.samples.channels()) {
             let (nothing, one) = (group.splat(0.0), group.splat(1.0));
             // Less one of them: where a channel is far from 0, its scatter is not lost.
             let first = first_observed(self.samples, from, group);
             let (mut sum, mut count) = (nothing, nothing);
             for at in from..self.samples.time() {
-                let sample = group.load(rows, at);
+                let sample = group.at(self.samples, at);
                 sum = sum + sample.known().choose(sample - first, nothing);
                 count = count + sample.known().choose(one, nothing);
             }
             let mean = sum / count;
             let mut square = nothing;
             for at in from..self.samples.time() {
-                let sample = group.load(rows, at);
+                let sample = group.at(self.samples, at);
                 let off = sample.known().choose(sample - first - mean, nothing);
                 square = off.mul_add(off, square);
             }

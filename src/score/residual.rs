@@ -9,7 +9,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{Group, Lanes, Mask, Samples};
+use super::lanes::{Group, Lanes, MOST, Mask, Samples};
 
 /// Statistics of the errors: their largest size among the new samples, and the size of their recent
 /// mean.
@@ -79,7 +79,7 @@ fn block_of(inputs: usize, row: usize) -> usize {
 #[derive(Clone, Debug, Default)]
 pub struct Around {
     /// Samples of all channels and of the first few once more, missing ones as the average one:
-    /// `[fresh, channels + OTHERS]`.
+    /// `[fresh, width]`.
     present: Vec<f32>,
     /// The ones before each; where there is none, the present one.
     last: Vec<f32>,
@@ -89,16 +89,14 @@ pub struct Around {
 impl Around {
     fn fill(&mut self, samples: &Samples, fresh: usize) {
         let channels = samples.channels();
-        self.width = channels + OTHERS;
+        self.width = channels.next_multiple_of(MOST) + OTHERS;
         self.present.resize(fresh * self.width, 0.0);
         self.last.resize(fresh * self.width, 0.0);
-        let rows = samples.rows();
         let from = samples.time() - fresh;
         let outs = self.present.chunks_exact_mut(self.width);
         let outs = outs.zip(self.last.chunks_exact_mut(self.width));
         for (at, (present, last)) in (from..).zip(outs) {
-            let row = &rows[at * channels..][..channels];
-            let before = if at == 0 { row } else { &rows[(at - 1) * channels..][..channels] };
+            let (row, before) = (samples.row(at), samples.row(at.saturating_sub(1)));
             for channel in 0..channels {
                 let (sample, before) = (row[channel], before[channel]);
                 let sample = if sample.is_nan() { 0.0 } else { sample };
@@ -209,12 +207,12 @@ impl Push<'_> {
             input[..LAGS].copy_from_slice(&history);
             for (other, input) in input[LAGS..inputs].as_chunks_mut().0.iter_mut().enumerate() {
                 let Around { present, last, width } = self.around;
-                let of = |samples| group.load_wide(samples, at, *width, 1 + other);
+                let of = |samples| group.ahead(samples, at, *width, 1 + other);
                 *input = [of(present), of(last)];
             }
             let forecast = filters.forecast(&input);
             let row = self.samples.time() - self.fresh + at;
-            let sample = group.load(self.samples.rows(), row);
+            let sample = group.at(self.samples, row);
             let begun = filled.reaches(lags);
             let observed = sample.known();
             let sample = observed.choose(sample, begun.choose(forecast, history[0]));

@@ -76,7 +76,7 @@ fn step_size<S: Simd>(samples: &Samples, lag: usize, group: Group<S>) -> Option<
     let (nothing, one) = (group.splat(0.0), group.splat(1.0));
     let (mut sum, mut pairs) = (nothing, nothing);
     for at in first + lag..time {
-        let step = group.load(samples.rows(), at) - group.load(samples.rows(), at - lag);
+        let step = group.at(samples, at) - group.at(samples, at - lag);
         let known = step.known();
         let step = known.choose(step, nothing);
         sum = step.mul_add(step, sum);
