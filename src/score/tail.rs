@@ -82,7 +82,7 @@ impl Tail {
             return;
         }
         let value = match (self.excess, self.sorted.last()) {
-            (Some(excess), Some(&largest)) if excess.p_value(f64::from(value)) < OUTLIER => {
+            (Some(excess), Some(&largest)) if excess.is_outlier(f64::from(value)) => {
                 let range = largest - self.sorted[self.sorted.len() / 2];
                 let bound = (largest + range).max(excess.quantile(OUTLIER) as f32);
                 // All values alike: there is no range to double.
@@ -125,21 +125,44 @@ impl Tail {
 }
 
 /// `sorted` without those `removed`, which are among them, and with those `added`; all of them
-/// smallest first.
+/// smallest first. What lies between is copied as it is.
 fn merge(sorted: &[f32], removed: &[f32], added: &[f32]) -> Vec<f32> {
     let mut merged = Vec::with_capacity(sorted.len() + added.len());
-    let (mut removed, mut added) = (removed.iter().peekable(), added.iter().peekable());
-    for value in sorted {
-        if removed.next_if(|gone| gone.total_cmp(value).is_eq()).is_some() {
-            continue;
+    let (mut removed, mut added, mut rest) = (removed, added, sorted);
+    loop {
+        let (value, gone) = match (removed, added) {
+            ([gone, others @ ..], [new, ..]) if gone.total_cmp(new).is_le() => {
+                removed = others;
+                (*gone, true)
+            }
+            (_, [new, others @ ..]) => {
+                added = others;
+                (*new, false)
+            }
+            ([gone, others @ ..], []) => {
+                removed = others;
+                (*gone, true)
+            }
+            ([], []) => break,
+        };
+        let (below, above) = rest.split_at(count_below(rest, value));
+        merged.extend_from_slice(below);
+        rest = if gone { &above[1..] } else { above };
+        if !gone {
+            merged.push(value);
         }
-        while let Some(new) = added.next_if(|new| new.total_cmp(value).is_lt()) {
-            merged.push(*new);
-        }
-        merged.push(*value);
     }
-    merged.extend(added);
+    merged.extend_from_slice(rest);
     merged
+}
+
+/// How many of `sorted` are smaller than `value`, which is not far from the beginning.
+fn count_below(sorted: &[f32], value: f32) -> usize {
+    let mut window = 64;
+    while window < sorted.len() && sorted[window - 1].total_cmp(&value).is_lt() {
+        window *= 4;
+    }
+    sorted[..window.min(sorted.len())].partition_point(|other| other.total_cmp(&value).is_lt())
 }
 
 impl Excess {
@@ -169,6 +192,10 @@ impl Excess {
         let excesses = tail.iter().map(|value| f64::from(*value) - threshold);
         let mean = excesses.sum::<f64>() / tail.len() as f64;
         Self { threshold, share, scale: mean.max(1.0), shape: 0.0 }
+    }
+
+    fn is_outlier(&self, value: f64) -> bool {
+        value > self.threshold && self.p_value(value) < OUTLIER
     }
 
     fn p_value(&self, value: f64) -> f64 {
