@@ -4,12 +4,13 @@
 //! `cargo bench --bench score [-- FILTER]` prints one line a case, `name all rest`, where the rest is
 //! what is not the encoder: medians of 31 runs (`RUNS`) of 2048 segments after 10 (`BEFORE`). Segments
 //! are 64 samples of 8 channels, of 64 keys in turn, every 8 samples; what is scored is as in
-//! `pipelines/sensor.toml`.
+//! `pipelines/sensor.toml`, by a model whose queue of negatives is full.
 
 mod measure;
 
 use std::hint::black_box;
 
+use contrastream::checkpoint::{Checkpoint, Part};
 use contrastream::config::Pipeline;
 use contrastream::runtime::Core;
 use contrastream::sink::SegmentMeta;
@@ -28,13 +29,13 @@ const KEYS: usize = 64;
 /// Segments of each key in one run.
 const ROUNDS: usize = 32;
 
-fn pipeline(encoder: &str) -> Pipeline {
+fn pipeline(encoder: &str, trains: bool) -> Pipeline {
     let channels: Vec<String> = (0..CHANNELS).map(|channel| format!("\"c{channel}\"")).collect();
     let overrides = [
         format!("model.encoder={encoder}"),
         format!("records.channels=[{}]", channels.join(",")),
         format!("windows.stride={STRIDE}"),
-        "training.enabled=false".to_owned(),
+        format!("training.enabled={trains}"),
     ];
     let text = include_str!("../pipelines/sensor.toml");
     Pipeline::from_toml(text, "pipelines/sensor.toml", &overrides).expect("a valid pipeline")
@@ -87,6 +88,17 @@ impl Stream {
     }
 }
 
+/// A model that has filled its queue of negatives and learns no more.
+fn trained(encoder: &str, stream: &mut Stream) -> Core {
+    let learning = pipeline(encoder, true);
+    let mut core = Core::new(&learning);
+    core.process(&stream.next(), None, |outputs| drop(black_box(outputs))).expect("no store");
+    let steps = learning.model.queue / learning.training.batch;
+    (0..steps).for_each(|_| core.train());
+    let saved = core.save(&Part::new(Checkpoint::new_id())).expect("no store");
+    Core::load(&saved.core, &pipeline(encoder, false)).expect("what was saved")
+}
+
 fn main() {
     let wanted = wanted();
     let (before, runs) = (count("BEFORE", 10), count("RUNS", 31));
@@ -95,8 +107,8 @@ fn main() {
         if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {
             continue;
         }
-        let mut core = Core::new(&pipeline(encoder));
         let mut stream = Stream::new();
+        let mut core = trained(encoder, &mut stream);
         let micros = |began: ProcessTime| began.elapsed().as_secs_f64() * 1e6;
         let times: Vec<(f64, f64)> = (0..before + runs)
             .map(|_| {

@@ -74,6 +74,8 @@ fn every_segment_comes_out_once_with_the_same_values_everywhere() {
     let mut plant = plant("once");
     // Only the end commits.
     plant.set("checkpoint.interval=1h");
+    // However short it is, it waits for the steps.
+    plant.set("training.max_share=1.0");
     let mut machines = Machines::new(MACHINES);
     let mut program = plant.run();
     program.wait_ready();

@@ -225,6 +225,11 @@ impl Core {
         &mut self.labels_read
     }
 
+    /// Goes on with the model that `trainer` has trained meanwhile, if it has.
+    pub fn take_from(&mut self, trainer: &mut Trainer) {
+        self.learner.take_from(trainer);
+    }
+
     /// Takes one training step now, whatever the schedule says: for benchmarks.
     pub fn train(&mut self) {
         self.learner.step();

@@ -91,6 +91,7 @@ impl<'a> Learn<'a> {
                     }
                     let store = self.store.cloned();
                     self.core = Core::load(&core, self.pipeline)?.with_store(store);
+                    self.summary.steps = self.core.learner().version();
                     self.labels = None;
                 }
                 Ordered::Open { lane, keys, same_model } => {
@@ -124,7 +125,6 @@ impl<'a> Learn<'a> {
         let mut delivered = Ok(());
         let skipped = core.learner().skipped_steps();
         let rollbacks = core.learner().rollbacks();
-        let version = core.learner().version();
         let effort = core.process(&ingested.segments, trainer.as_mut(), |outputs| {
             summary.count(&outputs);
             record_outputs(&outputs);
@@ -144,11 +144,7 @@ impl<'a> Learn<'a> {
         metrics::counter!(telemetry::LEARNER_SKIPPED_STEPS)
             .increment(learner.skipped_steps() - skipped);
         metrics::counter!(telemetry::LEARNER_ROLLBACKS).increment(learner.rollbacks() - rollbacks);
-        if learner.version() > version {
-            metrics::counter!(telemetry::LEARNER_STEPS).increment(learner.version() - version);
-            self.record_learner();
-        }
-        self.summary.steps = self.core.learner().version();
+        self.record_steps();
         match ingested.appended_ms {
             Some(appended) => {
                 self.deliveries.send(Delivery::BatchEnd(appended)).map_err(|_| RuntimeError::Ended)
@@ -216,6 +212,10 @@ impl<'a> Learn<'a> {
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), RuntimeError> {
+        if let Some(trainer) = &mut self.trainer {
+            self.core.take_from(trainer);
+            self.record_steps();
+        }
         let checkpoint = match commit.part {
             None => None,
             Some(part) => {
@@ -240,8 +240,15 @@ impl<'a> Learn<'a> {
         self.deliveries.send(Delivery::Commit(epoch)).map_err(|_| RuntimeError::Ended)
     }
 
-    fn record_learner(&self) {
+    /// Notes what the training steps since the last time have made of the model.
+    fn record_steps(&mut self) {
         let learner = self.core.learner();
+        let taken = learner.version().saturating_sub(self.summary.steps);
+        if taken == 0 {
+            return;
+        }
+        self.summary.steps = learner.version();
+        metrics::counter!(telemetry::LEARNER_STEPS).increment(taken);
         let (entries, age) = learner.queue();
         metrics::gauge!(telemetry::LEARNER_QUEUE).set(entries as f64);
         metrics::gauge!(telemetry::LEARNER_QUEUE_AGE).set(age);
