@@ -302,7 +302,7 @@ mod tests {
     fn a_change_far_from_zero_is_as_large_as_one_near_it() {
         let mut found = [0.0, 4e6].map(|level| {
             let mut changes = Changes::default();
-            let wave = |at: usize| level + if at % 5 == 0 { 1.0 } else { (at % 3) as f32 };
+            let wave = |at: usize| level + if at.is_multiple_of(5) { 1.0 } else { (at % 3) as f32 };
             for at in 0..500 {
                 let segment: Vec<f32> = (at..at + TIME).map(wave).collect();
                 changes.found(&segment, 1);

@@ -152,6 +152,8 @@ struct Looks {
     level: bool,
     change: bool,
     texture: bool,
+    /// The segment's first and last time.
+    novelty: Option<(i64, i64)>,
 }
 
 /// What is found in one segment before anything is combined, and room to work in.
@@ -303,6 +305,7 @@ impl Scorer {
             level: looks_at(Part::Level),
             change: looks_at(Part::Change),
             texture: looks_at(Part::Texture),
+            novelty: None,
         };
         let used = self.used();
         let mut scores = Vec::with_capacity(range.len());
@@ -316,15 +319,17 @@ impl Scorer {
             let state = state.as_mut();
 
             let rarest = state.alarm_probability(meta.window_end, interval);
+            found.by_memory = [embedded.surprises[row], distances[row], shapes[row]];
             state.find(
                 &mut found,
                 (segments.segment(index, size), values),
                 segments.fresh[index],
                 &self.shape,
                 &origin,
-                [embedded.surprises[row], distances[row], shapes[row]],
-                looks,
-                looks_for_novelty.then_some((meta.window_start, meta.window_end)),
+                Looks {
+                    novelty: looks_for_novelty.then_some((meta.window_start, meta.window_end)),
+                    ..looks
+                },
             );
             let mut parts = [None; STATISTICS];
             for part in &self.config.parts {
@@ -568,17 +573,14 @@ impl KeyState {
         fresh: usize,
         shape: &WindowShape,
         origin: &Origin,
-        by_memory: [Option<f32>; LEVEL],
         looks: Looks,
-        novelty_span: Option<(i64, i64)>,
     ) {
         let measured = shape.observed * shape.length;
         let (raw, standardised) = (&raw[..measured], &standardised[..measured]);
         found.raw.fill(raw, shape.length);
         found.standardised.fill(standardised, shape.length);
-        found.by_memory = by_memory;
         found.statistics = [None; STATISTICS];
-        for (at, value) in by_memory.into_iter().enumerate() {
+        for (at, value) in found.by_memory.into_iter().enumerate() {
             found.statistics[at] = value.map(|value| self.rulers[at].measure(value));
         }
         found.level = None;
@@ -606,7 +608,7 @@ impl KeyState {
             found.statistics[TEXTURE] = Some(largest(found.steps.iter().copied()));
         }
         found.news.clear();
-        if let Some(span) = novelty_span {
+        if let Some(span) = looks.novelty {
             self.novelties.resize_with(shape.observed, Novelty::default);
             let channels = self.novelties.iter_mut().zip(raw.chunks_exact(shape.length));
             found
