@@ -3,11 +3,13 @@
 //!
 //! `cargo bench --bench windows [-- FILTER]` prints for each case, `keys` and `lateness` apart:
 //! `name/ns cpu wall` and `name/rate` (millions of records a second of one core, by the processor's
-//! time), `name/allocations` (calls of the allocator a record), `name/growth` (time a record by
-//! that at 100 keys) and, for most keys, `name/resident` (MB, and by the bytes that the samples of
-//! all keys take). Medians over the passes (`PASSES`, 7): in each, every key has a stride of records
-//! or more, in an order of keys that is not that of memory, in batches of 4096 records. Before them,
-//! every window is filled.
+//! time), `name/allocations` (calls of the allocator a record), `name/memory` (nanoseconds of the
+//! processor a record for the bare traffic: rows are written in the same order, and whole windows
+//! copied after each stride; and the time a record by it), `name/growth` (time a record by that at
+//! 100 keys) and, for most keys, `name/resident` (MB, and by the bytes that the samples of all keys
+//! take). Medians over the passes (`PASSES`, 7): in each, every key has a stride of records or more,
+//! in an order of keys that is not that of memory, in batches of 4096 records. Before them, every
+//! window is filled.
 
 mod measure;
 
@@ -37,8 +39,9 @@ const BATCH: usize = 4096;
 const SECOND: i64 = 1_000_000;
 /// Least records of a measured pass.
 const LEAST: usize = 1 << 18;
-/// What a key's window must hold of a sample: values, a time, two offsets.
-const SAMPLE_BYTES: usize = CHANNELS * 4 + 8 + 16;
+/// Words of 4 bytes that a key's window must hold of a sample: values, a time, an offset.
+const SAMPLE: usize = CHANNELS + 2 + 2;
+const SAMPLE_BYTES: usize = SAMPLE * 4;
 
 struct Counting;
 
@@ -151,6 +154,35 @@ fn pass(stream: &mut Stream, segmenter: &mut Segmenter) -> Pass {
     Pass { cpu, wall, allocations: sum.allocations / records }
 }
 
+/// Nanoseconds of the processor that a record's bare traffic takes, the median of passes: a sample
+/// is written to its window, and after each stride the window is read and its values are written
+/// elsewhere, batch by batch. Nothing is looked up, checked or turned.
+fn bare(order: &[u32], passes: usize) -> f64 {
+    let mut windows = vec![1.0_f32; order.len() * LENGTH * SAMPLE];
+    let mut pass = |number: usize| {
+        let times = LEAST.div_ceil(STRIDE * order.len());
+        let begin = ThreadTime::now();
+        for round in 0..STRIDE * times {
+            let row = (STRIDE * number + round) % LENGTH * SAMPLE;
+            for batch in order.chunks(BATCH) {
+                let mut out: Vec<f32> = Vec::new();
+                for key in batch {
+                    let window = *key as usize * LENGTH * SAMPLE;
+                    let window = &mut windows[window..window + LENGTH * SAMPLE];
+                    window[row..row + SAMPLE].copy_from_slice(black_box(&[2.0; SAMPLE]));
+                    if round % STRIDE == STRIDE - 1 {
+                        let samples = window.chunks_exact(SAMPLE);
+                        samples.for_each(|sample| out.extend_from_slice(&sample[..CHANNELS]));
+                    }
+                }
+                black_box(&out);
+            }
+        }
+        begin.elapsed().as_secs_f64() * 1e9 / (STRIDE * times * order.len()) as f64
+    };
+    median((0..passes).map(&mut pass).collect::<Vec<f64>>())
+}
+
 /// Bytes of this process in memory.
 fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
@@ -196,6 +228,9 @@ fn main() {
                 let held = (keys * LENGTH * SAMPLE_BYTES) as f64;
                 println!("{name}/resident {:.1} {:.3}", resident() / 1e6, resident() / held);
             }
+            drop(segmenter);
+            let memory = bare(&stream.order, passes);
+            println!("{name}/memory {memory:.1} {:.2}", cpu / memory);
             figures.push((name, cpu));
         }
         if let Some((_, least)) = figures.last().cloned() {

@@ -7,14 +7,18 @@
 //! ```text
 //! fetch   a batch's evicted keys come back, in one go
 //! touch   each key's state is found, or begun; nothing is evicted while slots are in use
+//!         (a whole batch's at once, so that waits for memory overlap)
 //! shrink  the least recently seen keys beyond the capacity are evicted
 //! save    what was touched since the last time is added to a part of the store
 //! ```
 
 mod compact;
+mod index;
+mod name;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::hint::black_box;
+use std::ops::{BitXor, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,6 +27,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::compact::CompactMap;
+use self::index::Index;
+use self::name::Name;
 use crate::checkpoint::{Checkpoint, CheckpointError, Part, SavedIndex, SavedKeys, Store};
 use crate::source::Lane;
 
@@ -44,13 +50,16 @@ pub trait State: Serialize + DeserializeOwned {
 pub struct Keys<V> {
     capacity: usize,
     store: Option<Store>,
-    index: FxHashMap<Arc<str>, u32>,
+    index: Index,
     slots: Vec<Slot<V>>,
-    /// Ends of the list from the most to the least recently seen key.
+    /// The slot of the key that was seen last.
     newest: u32,
-    oldest: u32,
+    /// The least recently seen keys, the very least last, as of when they were listed.
+    leaving: Vec<Leaving>,
     /// How often keys were seen: the next one's number.
     seen: u64,
+    /// What is looked up together: hash and, maybe, slot of each name.
+    found: Vec<(u64, u32)>,
     evicted: CompactMap<Evicted>,
     /// Bytes of evicted states that are in no part yet.
     waiting: usize,
@@ -59,15 +68,28 @@ pub struct Keys<V> {
     limits: Limits,
 }
 
+/// A key in memory: first what every record asks of it, so that little of it is waited for.
 #[derive(Clone, Debug)]
+#[repr(C, align(128))]
 struct Slot<V> {
-    key: Arc<str>,
-    value: V,
+    /// As much of the key as tells it from others, in most cases all: its text lies elsewhere.
+    name: Name,
+    /// When it was last seen: a number of its own.
     seen: u64,
-    /// Where it is saved; `None` if it was touched since.
-    saved: Option<Place>,
-    newer: u32,
-    older: u32,
+    /// Whether it was saved and not touched since: `place` says where.
+    is_saved: bool,
+    /// Its place among those that leave next, if it is one of them.
+    leaving: u32,
+    value: V,
+    key: Arc<str>,
+    place: Place,
+}
+
+/// A key that is to make room, if it was not seen since.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    seen: u64,
+    slot: u32,
 }
 
 /// A key whose state is not in memory, or only as bytes.
@@ -86,7 +108,7 @@ enum Saved {
 
 /// Where a state is: in which of the parts, and where after its base. Every evicted key has one, so
 /// it is packed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(Rust, packed(4))]
 struct Place {
     part: u32,
@@ -142,8 +164,12 @@ struct Chunk {
     entries: Vec<Entry>,
 }
 
-/// Past the ends of the list of slots.
+/// No slot.
 const NONE: u32 = u32::MAX;
+/// Keys beyond which their states are not in the processor's nearest caches.
+const CACHED: usize = 512;
+/// Of all keys, the part whose order of leaving is worked out at once.
+const LEAVING: usize = 4;
 /// Evicted keys that are brought back at once where all are visited.
 const VISITED: usize = 1024;
 const WRONG_STATE: &str = "the checksum of a key's state does not match";
@@ -156,11 +182,12 @@ impl<V: State> Keys<V> {
         Self {
             capacity: bounded(capacity),
             store,
-            index: FxHashMap::default(),
+            index: Index::default(),
             slots: Vec::new(),
             newest: NONE,
-            oldest: NONE,
+            leaving: Vec::new(),
             seen: 0,
+            found: Vec::new(),
             evicted: CompactMap::new(),
             waiting: 0,
             parts: BTreeMap::new(),
@@ -273,18 +300,50 @@ impl<V: State> Keys<V> {
     /// The slot of `key`, which becomes the most recently seen; a new key gets `make()`. Slots are
     /// valid until the next [`Keys::shrink`]. An evicted key must have been fetched.
     pub fn touch(&mut self, key: &str, make: impl FnOnce() -> V) -> usize {
-        self.seen += 1;
-        if let Some(&slot) = self.index.get(key) {
-            if slot != self.newest {
-                self.unlink(slot);
-                self.link_newest(slot);
-            }
-            self.slots[slot as usize].seen = self.seen;
-            self.change(slot);
-            return slot as usize;
+        let hash = index::hash(key);
+        match self.index.find(hash, |slot| self.slots[slot as usize].is_of(key)) {
+            Some(slot) => self.see(slot),
+            None => self.begin(hash, key, make),
         }
-        debug_assert!(!self.evicted.contains(key), "{key} was not fetched");
-        self.insert(key.into(), make(), self.seen, None)
+    }
+
+    /// The slots of `keys`, as [`Keys::touch`] finds them one after the other, instead of what
+    /// `slots` holds.
+    ///
+    /// Where keys are many, their states wait in memory that is slow to answer. What is read of all
+    /// of them before any is used takes little longer than what is read of one: `preview` reads what
+    /// will be needed of a key and its state beside themselves; what it returns has no meaning.
+    pub fn touch_all<'k>(
+        &mut self,
+        keys: impl Iterator<Item = &'k str> + Clone,
+        mut make: impl FnMut() -> V,
+        preview: impl Fn(&Arc<str>, &V) -> u32,
+        slots: &mut Vec<usize>,
+    ) {
+        let mut found = std::mem::take(&mut self.found);
+        found.clear();
+        found.extend(keys.clone().map(|key| {
+            let hash = index::hash(key);
+            // Of keys of one hash, which there hardly are, one is as good as the other for now.
+            (hash, self.index.find(hash, |_| true).unwrap_or(NONE))
+        }));
+        if self.slots.len() > CACHED {
+            let slots = || found.iter().filter_map(|(_, slot)| self.slots.get(*slot as usize));
+            black_box(slots().map(|slot| slot.leaving).fold(0, BitXor::bitxor));
+            let read = slots().map(|slot| preview(&slot.key, &slot.value));
+            black_box(read.fold(0, BitXor::bitxor));
+        }
+        slots.clear();
+        for (key, &(hash, slot)) in keys.zip(&found) {
+            slots.push(match self.slots.get(slot as usize) {
+                Some(at) if at.is_of(key) => self.see(slot),
+                _ => match self.index.find(hash, |slot| self.slots[slot as usize].is_of(key)) {
+                    Some(slot) => self.see(slot),
+                    None => self.begin(hash, key, &mut make),
+                },
+            });
+        }
+        self.found = found;
     }
 
     /// Key and value at a slot that [`Keys::touch`] returned.
@@ -309,15 +368,16 @@ impl<V: State> Keys<V> {
     pub fn shrink(&mut self, mut dropped: impl FnMut(&V)) -> Result<usize, CheckpointError> {
         let excess = self.slots.len().saturating_sub(self.capacity);
         for _ in 0..excess {
-            let Slot { key, value, seen, saved, .. } = self.remove(self.oldest);
+            let oldest = self.oldest();
+            let Slot { key, value, seen, is_saved, place, .. } = self.remove(oldest);
             if self.store.is_none() {
                 dropped(&value);
                 continue;
             }
             let open = value.is_open();
-            let bytes = match saved {
-                Some(place) => Saved::At(place),
-                None => self.wait(encode(&key, &value)?),
+            let bytes = match is_saved {
+                true => Saved::At(place),
+                false => self.wait(encode(&key, &value)?),
             };
             self.evicted.insert(&key, Evicted { seen, open, bytes });
         }
@@ -355,14 +415,14 @@ impl<V: State> Keys<V> {
             }
             self.relieve()?;
         }
-        let mut slot = self.oldest;
-        while slot != NONE {
-            if self.slots[slot as usize].value.is_open() {
-                self.change(slot);
-                let Slot { key, value, .. } = &mut self.slots[slot as usize];
-                visit(key, value);
-            }
-            slot = self.slots[slot as usize].newer;
+        let slots = self.slots.iter().zip(0..);
+        let open = slots.filter(|(slot, _)| slot.value.is_open());
+        let mut open: Vec<(u64, u32)> = open.map(|(slot, at)| (slot.seen, at)).collect();
+        open.sort_unstable();
+        for (_, slot) in open {
+            self.change(slot);
+            let Slot { key, value, .. } = &mut self.slots[slot as usize];
+            visit(key, value);
         }
         Ok(())
     }
@@ -378,7 +438,7 @@ impl<V: State> Keys<V> {
         self.move_out(&outdated, &mut budget, &mut chunk)?;
         let mut saved = Vec::new();
         for (at, slot) in self.slots.iter().enumerate() {
-            if slot.saved.is_none_or(|place| place.moves(&outdated, &mut budget)) {
+            if !slot.is_saved || slot.place.moves(&outdated, &mut budget) {
                 let bytes = encode(&slot.key, &slot.value)?;
                 chunk.add(&slot.key, slot.seen, slot.value.is_open(), &bytes)?;
                 saved.push(at as u32);
@@ -388,7 +448,8 @@ impl<V: State> Keys<V> {
         let places = self.write(part, chunk)?;
         for (slot, place) in saved.into_iter().zip(&places[first..]) {
             self.change(slot);
-            self.slots[slot as usize].saved = Some(*place);
+            let slot = &mut self.slots[slot as usize];
+            (slot.is_saved, slot.place) = (true, *place);
         }
         self.parts.retain(|_, held| held.live > 0);
         let indices = self.parts.values().map(|held| held.index.clone()).collect();
@@ -631,61 +692,99 @@ impl<V: State> Keys<V> {
 
     /// Notes that the state at a slot is not what was saved any more.
     fn change(&mut self, slot: u32) {
-        if let Some(place) = self.slots[slot as usize].saved.take() {
+        let slot = &mut self.slots[slot as usize];
+        if std::mem::take(&mut slot.is_saved) {
+            let place = slot.place;
             self.forget(place);
         }
     }
 
-    fn insert(&mut self, key: Arc<str>, value: V, seen: u64, saved: Option<Place>) -> usize {
+    /// Notes that the key at a slot was seen.
+    fn see(&mut self, slot: u32) -> usize {
+        self.seen += 1;
+        self.newest = slot;
+        self.slots[slot as usize].seen = self.seen;
+        self.change(slot);
+        slot as usize
+    }
+
+    /// Adds a key that is new.
+    fn begin(&mut self, hash: u64, key: &str, make: impl FnOnce() -> V) -> usize {
+        debug_assert!(!self.evicted.contains(key), "{key} was not fetched");
+        self.seen += 1;
+        self.insert_hashed(hash, key.into(), make(), self.seen, None)
+    }
+
+    fn insert(&mut self, key: Arc<str>, value: V, seen: u64, saved: Option<Place>) {
+        self.insert_hashed(index::hash(&key), key, value, seen, saved);
+    }
+
+    fn insert_hashed(
+        &mut self,
+        hash: u64,
+        key: Arc<str>,
+        value: V,
+        seen: u64,
+        saved: Option<Place>,
+    ) -> usize {
         let slot = self.slots.len() as u32;
-        self.index.insert(Arc::clone(&key), slot);
-        self.slots.push(Slot { key, value, seen, saved, newer: NONE, older: NONE });
-        self.link_newest(slot);
+        self.index.insert(hash, slot);
+        let (name, is_saved, place) = (Name::new(&key), saved.is_some(), saved.unwrap_or_default());
+        self.slots.push(Slot { name, seen, is_saved, leaving: NONE, value, key, place });
+        self.newest = slot;
         slot as usize
     }
 
     fn remove(&mut self, slot: u32) -> Slot<V> {
-        self.unlink(slot);
         let removed = self.slots.swap_remove(slot as usize);
-        self.index.remove(&removed.key);
+        self.index.remove(index::hash(&removed.key), slot);
         // The last one has its place now.
-        if let Some(Slot { key, newer, older, .. }) = self.slots.get(slot as usize) {
-            let (newer, older) = (*newer, *older);
-            self.index.insert(Arc::clone(key), slot);
-            *self.older_of(newer) = slot;
-            *self.newer_of(older) = slot;
+        let last = self.slots.len() as u32;
+        if let Some(moved) = self.slots.get(slot as usize) {
+            self.index.replace(index::hash(&moved.key), last, slot);
+            if let Some(leaving) = self.leaving.get_mut(moved.leaving as usize)
+                && leaving.seen == moved.seen
+            {
+                leaving.slot = slot;
+            }
+        }
+        match self.newest {
+            newest if newest == slot => self.newest = NONE,
+            newest if newest == last => self.newest = slot,
+            _ => {}
         }
         removed
     }
 
-    fn unlink(&mut self, slot: u32) {
-        let Slot { newer, older, .. } = self.slots[slot as usize];
-        *self.older_of(newer) = older;
-        *self.newer_of(older) = newer;
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        let older = self.newest;
-        self.slots[slot as usize].older = older;
-        self.slots[slot as usize].newer = NONE;
-        *self.newer_of(older) = slot;
-        self.newest = slot;
-    }
-
-    /// What the key at `slot` holds as the next older one; past the end, the newest of all.
-    fn older_of(&mut self, slot: u32) -> &mut u32 {
-        match slot {
-            NONE => &mut self.newest,
-            slot => &mut self.slots[slot as usize].older,
+    /// The slot of the key that was least recently seen; there must be one.
+    ///
+    /// Keys are not kept in order: to put one in its place would touch two others. What is listed
+    /// here is the least recently seen part of them, which stays that, whichever are seen since.
+    fn oldest(&mut self) -> u32 {
+        loop {
+            while let Some(Leaving { seen, slot }) = self.leaving.pop() {
+                if self.slots.get(slot as usize).is_some_and(|slot| slot.seen == seen) {
+                    return slot;
+                }
+            }
+            let all = self.slots.iter().zip(0..);
+            self.leaving.extend(all.map(|(Slot { seen, .. }, slot)| Leaving { seen: *seen, slot }));
+            let count = self.slots.len().div_ceil(LEAVING);
+            if count < self.leaving.len() {
+                self.leaving.select_nth_unstable_by_key(count, |leaving| leaving.seen);
+                self.leaving.truncate(count);
+            }
+            self.leaving.sort_unstable_by_key(|leaving| std::cmp::Reverse(leaving.seen));
+            for (Leaving { slot, .. }, at) in self.leaving.iter().zip(0..) {
+                self.slots[*slot as usize].leaving = at;
+            }
         }
     }
+}
 
-    /// What the key at `slot` holds as the next newer one; past the end, the oldest of all.
-    fn newer_of(&mut self, slot: u32) -> &mut u32 {
-        match slot {
-            NONE => &mut self.oldest,
-            slot => &mut self.slots[slot as usize].newer,
-        }
+impl<V> Slot<V> {
+    fn is_of(&self, key: &str) -> bool {
+        self.name.is_of(key, || &self.key)
     }
 }
 
@@ -865,14 +964,9 @@ mod tests {
     }
 
     fn in_memory(keys: &Keys<Told>) -> Vec<&str> {
-        let mut found = Vec::new();
-        let mut slot = keys.oldest;
-        while slot != NONE {
-            let Slot { key, newer, .. } = &keys.slots[slot as usize];
-            found.push(&**key);
-            slot = *newer;
-        }
-        found
+        let mut slots: Vec<&Slot<Told>> = keys.slots.iter().collect();
+        slots.sort_unstable_by_key(|slot| slot.seen);
+        slots.into_iter().map(|slot| &*slot.key).collect()
     }
 
     #[test]
@@ -902,6 +996,31 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_are_touched_together_are_touched_one_after_the_other() {
+        let (mut one_by_one, mut together) = (keys(usize::MAX, None), keys(usize::MAX, None));
+        let mut slots = Vec::new();
+        // More than the nearest caches hold, some of them new, some twice in a batch.
+        for batch in 0..20 {
+            let names: Vec<String> =
+                (0..100).map(|at| format!("key-{}", 50 * batch + at % 90)).collect();
+            let names = || names.iter().map(String::as_str);
+            together.touch_all(
+                names(),
+                Told::default,
+                |_, told| told.numbers.len() as u32,
+                &mut slots,
+            );
+            let expected: Vec<usize> =
+                names().map(|key| one_by_one.touch(key, Told::default)).collect();
+            assert_eq!(slots, expected);
+            for (key, slot) in names().zip(&slots) {
+                assert_eq!(&**together.at(*slot).0, key);
+            }
+        }
+        assert_eq!(in_memory(&together), in_memory(&one_by_one));
+    }
+
+    #[test]
     fn an_evicted_key_comes_back_before_and_after_it_is_saved() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path());
@@ -917,8 +1036,10 @@ mod tests {
         store.save_part(&part).expect("written");
         tell(&mut keys, "b", 4);
         tell(&mut keys, "a", 5);
-        assert_eq!(keys.slots[keys.index["a"] as usize].value.numbers, [1, 3, 5]);
-        assert_eq!(keys.slots[keys.index["b"] as usize].value.numbers, [2, 4]);
+        for (key, numbers) in [("a", &[1, 3, 5][..]), ("b", &[2, 4])] {
+            let slot = keys.touch(key, || unreachable!("{key} is held"));
+            assert_eq!(keys.at(slot).1.numbers, numbers);
+        }
     }
 
     #[test]
@@ -1029,6 +1150,33 @@ mod tests {
             1 => (0..8_usize).prop_map(Act::Reload),
         ];
         prop::collection::vec(act, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn keys_leave_in_the_order_in_which_they_were_last_seen(
+            batches in prop::collection::vec(
+                (prop::collection::vec(0..80_u32, 1..40), 1..60_usize),
+                1..20,
+            ),
+        ) {
+            let mut keys = keys(1, None);
+            let mut naive: Vec<u32> = Vec::new();
+            for (batch, capacity) in batches {
+                for key in batch {
+                    let slot = keys.touch(&key.to_string(), Told::default);
+                    keys.at(slot).1.numbers = vec![key];
+                    naive.retain(|other| *other != key);
+                    naive.push(key);
+                }
+                keys.limit(capacity);
+                let mut dropped = Vec::new();
+                keys.shrink(|told| dropped.push(told.numbers[0])).expect("shrunk");
+                let excess = naive.len().saturating_sub(capacity);
+                prop_assert_eq!(dropped, naive.drain(..excess).collect::<Vec<u32>>());
+                prop_assert_eq!(keys.newest().map(|told| told.numbers[0]), naive.last().copied());
+            }
+        }
     }
 
     proptest! {

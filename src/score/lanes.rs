@@ -282,7 +282,7 @@ impl Samples {
         self.width = self.channels.next_multiple_of(MOST);
         self.time = time;
         self.values.resize(self.width * time, 0.0);
-        transpose(segment, time, &mut self.values, self.width, 0);
+        transpose(segment, (time, time), &mut self.values, self.width, 0);
     }
 
     pub fn channels(&self) -> usize {

@@ -17,6 +17,11 @@ pub(super) struct Unchanged {
 }
 
 impl Unchanged {
+    /// Whether nothing is known yet.
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty()
+    }
+
     /// Takes values observed at `time` (microseconds) that have been the same for too long for
     /// missing; returns how many.
     pub fn doubt(&mut self, rules: &[ChannelRules], time: i64, values: &mut [f32]) -> u64 {
@@ -48,6 +53,11 @@ pub(super) struct Last {
 }
 
 impl Last {
+    /// Whether nothing is known yet.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// Puts the last values where values at `time` (microseconds) are missing, as far as `rules`
     /// let them stand in, and writes `ln(1 + seconds)` since each channel was observed to `ages`,
     /// which may be empty; NaN for one that never was.

@@ -9,9 +9,11 @@
 mod history;
 mod key_window;
 mod pending;
+mod ring;
 mod segment;
 mod segmenter;
 mod transpose;
+mod words;
 
 pub use segment::{SegmentTemplate, Segments};
 pub use segmenter::{Segmenter, WindowError, WindowStats};

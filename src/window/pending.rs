@@ -1,94 +1,219 @@
 //! Samples that wait for the watermark.
 
-use std::collections::VecDeque;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use serde::{Deserialize, Serialize};
-
+use super::words::{HEAD, halves, numbers, whole, words};
 use crate::templates::Tag;
 
-/// Samples ahead of the watermark. Their values lie in rows that are used again, so that a sample
-/// that comes and goes costs no allocation.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Words of a template's id and weight.
+const TAG: usize = 3;
+
+/// Samples ahead of the watermark, by (time, arrival): a ring of rows, each of which holds all of a
+/// sample, so that one that comes and goes costs no allocation and little memory is touched.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
-    /// By (time, arrival).
-    heads: VecDeque<Head>,
-    /// `[rows, channels]`: a row for each head, in any order, and vacant ones.
-    values: Vec<f32>,
-    vacant: Vec<u32>,
+    /// `[room, width]`: values, time and offset, and of lines the template.
+    rows: Box<[f32]>,
+    room: u32,
+    /// Row of the first sample.
+    first: u32,
+    count: u32,
+    /// Values of a sample.
+    channels: u32,
+    has_tags: bool,
 }
 
 /// A sample but for its values.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Head {
     pub time: i64,
     pub offset: i64,
     pub tag: Option<Tag>,
-    row: u32,
 }
 
 impl Pending {
     pub fn is_empty(&self) -> bool {
-        self.heads.is_empty()
+        self.count == 0
     }
 
     /// Whether the first sample is at or before `watermark`.
     pub fn is_due(&self, watermark: i64) -> bool {
-        self.heads.front().is_some_and(|head| head.time <= watermark)
+        self.count > 0 && self.head(0).time <= watermark
     }
 
-    /// Adds a sample behind those that are not later.
-    pub fn insert(&mut self, time: i64, offset: i64, values: &[f32], tag: Option<Tag>) {
-        let row = match self.vacant.pop() {
-            Some(row) => {
-                self.row(row, values.len()).copy_from_slice(values);
-                row
-            }
-            None => {
-                self.values.extend_from_slice(values);
-                self.heads.len() as u32
-            }
-        };
-        let head = Head { time, offset, tag, row };
-        if self.heads.back().is_none_or(|last| last.time <= time) {
-            self.heads.push_back(head);
-        } else {
-            let at = self.heads.partition_point(|head| head.time <= time);
-            self.heads.insert(at, head);
+    /// Adds a sample behind those that are not later. All samples have as many values, and either
+    /// all of them or none a template.
+    pub fn insert(&mut self, head: Head, values: &[f32]) {
+        if self.count == self.room {
+            self.grow(values.len() as u32, head.tag.is_some());
+        }
+        let mut at = self.count;
+        self.count += 1;
+        if at > 0 && self.head(at - 1).time > head.time {
+            at = self.make_room(head.time);
+        }
+        let row = self.row_mut(at);
+        let (sample, rest) = row.split_at_mut(values.len());
+        sample.copy_from_slice(values);
+        rest[..HEAD].copy_from_slice(&words(head.time, head.offset));
+        if let Some(Tag { template, weight }) = head.tag {
+            let [low, high] = halves(template as i64);
+            rest[HEAD..].copy_from_slice(&[low, high, weight]);
         }
     }
 
     /// Takes the first sample, if it is at or before `watermark`, and hands it to `take` with its
-    /// values; returns whether there was one. All of them are of `channels` values.
-    pub fn pop(
-        &mut self,
-        watermark: i64,
-        channels: usize,
-        take: impl FnOnce(Head, &mut [f32]),
-    ) -> bool {
-        let Some(head) = self.heads.pop_front_if(|head| head.time <= watermark) else {
+    /// values; returns whether there was one.
+    pub fn pop(&mut self, watermark: i64, take: impl FnOnce(Head, &mut [f32])) -> bool {
+        if !self.is_due(watermark) {
             return false;
-        };
-        take(head, self.row(head.row, channels));
-        self.vacant.push(head.row);
+        }
+        let (head, channels) = (self.head(0), self.channels as usize);
+        take(head, &mut self.row_mut(0)[..channels]);
+        self.first = if self.first + 1 == self.room { 0 } else { self.first + 1 };
+        self.count -= 1;
         true
     }
 
     /// Reads of memory what the next sample and the first one need.
-    pub fn preview(&self, channels: usize) -> u32 {
-        let front = self.heads.front().map_or(0, |head| head.row as usize * channels);
-        let vacant = self.vacant.last().copied().unwrap_or(0);
-        self.values.get(front).map_or(0, |value| value.to_bits()) ^ vacant
+    pub fn preview(&self) -> u32 {
+        let width = self.width();
+        let read = |at: u32| {
+            let start = self.place(at) * width;
+            let words = [start, start + width.max(1) - 1].map(|word| self.rows.get(word));
+            words.into_iter().flatten().fold(0, |read, word| read ^ word.to_bits())
+        };
+        read(0) ^ read(self.count)
     }
 
-    fn row(&mut self, row: u32, channels: usize) -> &mut [f32] {
-        let start = row as usize * channels;
-        &mut self.values[start..start + channels]
+    /// Words of a sample.
+    fn width(&self) -> usize {
+        self.channels as usize + HEAD + if self.has_tags { TAG } else { 0 }
+    }
+
+    /// The row of sample `at`.
+    fn place(&self, at: u32) -> usize {
+        let row = self.first + at;
+        (if row < self.room { row } else { row - self.room }) as usize
+    }
+
+    fn row(&self, at: u32) -> &[f32] {
+        let (row, width) = (self.place(at), self.width());
+        &self.rows[row * width..(row + 1) * width]
+    }
+
+    fn row_mut(&mut self, at: u32) -> &mut [f32] {
+        let (row, width) = (self.place(at), self.width());
+        &mut self.rows[row * width..(row + 1) * width]
+    }
+
+    fn head(&self, at: u32) -> Head {
+        let rest = &self.row(at)[self.channels as usize..];
+        let (time, offset) = numbers(rest);
+        let tag = self.has_tags.then(|| Tag {
+            template: whole([rest[HEAD], rest[HEAD + 1]]) as u64,
+            weight: rest[HEAD + 2],
+        });
+        Head { time, offset, tag }
+    }
+
+    /// Room for half as many samples again.
+    fn grow(&mut self, channels: u32, has_tags: bool) {
+        let count = self.count;
+        let mut larger = Self { channels, has_tags, ..Self::default() };
+        let room = count + (count / 2).max(2);
+        let words = room as usize * larger.width();
+        let mut rows = Vec::with_capacity(words);
+        (0..count).for_each(|at| rows.extend_from_slice(self.row(at)));
+        rows.resize(words, 0.0);
+        (larger.rows, larger.room, larger.count) = (rows.into(), room, count);
+        *self = larger;
+    }
+
+    /// Moves samples on, of those before or behind it the fewer, so that there is a row for one of
+    /// `time` where the last is vacant; returns the number of that row.
+    fn make_room(&mut self, time: i64) -> u32 {
+        let last = self.count - 1;
+        let (mut low, mut high) = (0, last);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.head(middle).time <= time {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if low <= last / 2 {
+            self.first = self.first.checked_sub(1).unwrap_or(self.room - 1);
+            (0..low).for_each(|at| self.copy_row(at + 1, at));
+        } else {
+            (low..last).rev().for_each(|at| self.copy_row(at, at + 1));
+        }
+        low
+    }
+
+    fn copy_row(&mut self, from: u32, to: u32) {
+        let (from, to, width) = (self.place(from), self.place(to), self.width());
+        self.rows.copy_within(from * width..(from + 1) * width, to * width);
+    }
+}
+
+/// Waiting samples as they are saved.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    heads: Vec<SavedHead>,
+    /// `[samples, channels]`.
+    values: Vec<f32>,
+    /// Rows of `values` that hold nothing.
+    vacant: Vec<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedHead {
+    time: i64,
+    offset: i64,
+    tag: Option<Tag>,
+    /// Row of its values.
+    row: u32,
+}
+
+impl Serialize for Pending {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut values = Vec::with_capacity((self.count * self.channels) as usize);
+        let heads = (0..self.count).map(|row| {
+            values.extend_from_slice(&self.row(row)[..self.channels as usize]);
+            let Head { time, offset, tag } = self.head(row);
+            SavedHead { time, offset, tag, row }
+        });
+        let heads = heads.collect();
+        Saved { heads, values, vacant: Vec::new() }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pending {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Saved { heads, values, vacant } = Saved::deserialize(deserializer)?;
+        let channels = values.len().checked_div(heads.len() + vacant.len()).unwrap_or(0);
+        let mut pending = Self::default();
+        for SavedHead { time, offset, tag, row } in heads {
+            let start = channels * row as usize;
+            let row = values.get(start..start + channels);
+            let row = row.ok_or_else(|| D::Error::custom("a sample without values"))?;
+            pending.insert(Head { time, offset, tag }, row);
+        }
+        Ok(pending)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn head(time: i64, offset: i64) -> Head {
+        Head { time, offset, tag: None }
+    }
 
     #[test]
     fn samples_leave_in_order_of_time_then_of_arrival_and_rows_are_used_again() {
@@ -96,16 +221,43 @@ mod tests {
         let mut left = Vec::new();
         for round in 0..5 {
             for (time, value) in [(2, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)] {
-                pending.insert(time, round, &[value, -value], None);
+                pending.insert(head(time, round), &[value, -value]);
             }
             assert!(pending.is_due(1) && !pending.is_due(0));
-            while pending.pop(2, 2, |head, values| left.push((head.time, values.to_vec()))) {}
-            while pending.pop(i64::MAX, 2, |head, values| left.push((head.time, values.to_vec()))) {
-            }
+            while pending.pop(2, |head, values| left.push((head.time, values.to_vec()))) {}
+            while pending.pop(i64::MAX, |head, values| left.push((head.time, values.to_vec()))) {}
             assert!(pending.is_empty());
         }
         let once = [(1, 1.0), (2, 0.0), (2, 2.0), (3, 3.0)].map(|(t, v)| (t, vec![v, -v]));
         assert_eq!(left, [(); 5].map(|()| once.clone()).concat());
-        assert_eq!(pending.values.len(), 4 * 2);
+        assert_eq!(pending.room, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_list_that_is_sorted_by_time_in_whatever_order_samples_come_and_go(
+            acts in prop::collection::vec((0..30_i64, any::<bool>()), 0..100),
+            has_tags in any::<bool>(),
+        ) {
+            let mut pending = Pending::default();
+            let mut expected: Vec<(Head, Vec<f32>)> = Vec::new();
+            for (number, (time, take)) in acts.into_iter().enumerate() {
+                if take {
+                    let mut taken = Vec::new();
+                    while pending.pop(time, |head, values| taken.push((head, values.to_vec()))) {}
+                    let due = expected.partition_point(|(head, _)| head.time <= time);
+                    prop_assert_eq!(taken, expected.drain(..due).collect::<Vec<_>>());
+                } else {
+                    let number = number as f32;
+                    let tag = Tag { template: u64::MAX - time as u64, weight: -number };
+                    let head = Head { tag: has_tags.then_some(tag), ..head(time, -time) };
+                    let at = expected.partition_point(|(head, _)| head.time <= time);
+                    pending.insert(head, &[number, number + 0.5]);
+                    expected.insert(at, (head, vec![number, number + 0.5]));
+                }
+                let saved = postcard::to_stdvec(&pending).expect("saved");
+                pending = postcard::from_bytes(&saved).expect("loaded");
+            }
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! All keys of one lane.
 
-use std::hint::black_box;
-use std::ops::{BitXor, Range};
+use std::ops::Range;
 
 use arrow::array::{Array, AsArray, Float32Array, RecordBatch};
 use arrow::datatypes::{Float32Type, Int64Type, TimestampMicrosecondType};
@@ -81,8 +80,6 @@ impl State for KeyWindow {
 
 /// Records that are looked up together.
 const BLOCK: usize = 64;
-/// Keys beyond which their windows are not in the processor's nearest caches.
-const CACHED_KEYS: usize = 512;
 
 /// Writes `rows` of the columns as `[rows, columns]`; NaN is missing.
 fn by_row(columns: &[&Float32Array], rows: Range<usize>, samples: &mut [f32]) {
@@ -241,28 +238,14 @@ impl Segmenter {
         let mut out = Segments::default();
         let mut samples = vec![f32::NAN; BLOCK * shape.observed];
         let mut slots = Vec::with_capacity(BLOCK);
-        let mut previous: Option<(&str, usize)> = None;
         for start in (0..batch.num_rows()).step_by(BLOCK) {
             let rows = start..batch.num_rows().min(start + BLOCK);
-            slots.clear();
-            for row in rows.clone() {
-                let key = keys.value(row);
-                let slot = match previous {
-                    Some((same, slot)) if same == key => slot,
-                    _ => windows.touch(key, || {
-                        KeyWindow::new(shape, progress.first_sequence, progress.first_run)
-                    }),
-                };
-                previous = Some((key, slot));
-                slots.push(slot);
-            }
-            // Where keys are many, their windows wait in memory that is slow to answer: of a whole
-            // block at once, it takes little longer than of one.
-            if windows.len() > CACHED_KEYS {
-                let read = slots.iter().map(|slot| windows.at(*slot).1.preview(shape));
-                black_box(read.fold(0, BitXor::bitxor));
-            }
-
+            windows.touch_all(
+                rows.clone().map(|row| keys.value(row)),
+                || KeyWindow::new(shape, progress.first_sequence, progress.first_run),
+                |key, window| window.preview(shape, key),
+                &mut slots,
+            );
             if texts.is_none() {
                 by_row(&columns, rows.clone(), &mut samples);
             }
