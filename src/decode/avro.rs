@@ -2,8 +2,10 @@
 //!
 //! Records are read by the schema they were written with and, where the pipeline names a reader's
 //! schema, resolved to that. Each writer's schema has a decoder of its own, so that messages of
-//! several schemas may alternate. [`shape`] says what `arrow-avro` does not guard itself against.
+//! several schemas may alternate. [`shape`] says what `arrow-avro` does not guard itself against;
+//! [`direct`] reads the plain ones without it.
 
+mod direct;
 mod shape;
 
 use std::ops::Range;
@@ -15,6 +17,7 @@ use arrow_avro::reader::{Decoder, DecoderMode, ReaderBuilder};
 use arrow_avro::schema::{AvroSchema, Fingerprint, FingerprintAlgorithm, SchemaStore};
 use rustc_hash::FxHashMap;
 
+use self::direct::{Direct, Reading};
 use self::shape::Shape;
 use super::arrow_columns::Columns;
 use super::columns::{RowBuilder, RowRules, Rows};
@@ -46,6 +49,8 @@ struct Writer {
     schema: AvroSchema,
     reader_schema: Option<AvroSchema>,
     shape: Shape,
+    /// How its records are read without the decoder, where that can be.
+    direct: Option<Direct>,
     decoder: Decoder,
     /// Records that the decoder holds.
     rows: usize,
@@ -75,7 +80,7 @@ impl Avro {
                 avro.registry = Some(Registry::new(registry)?);
             }
             (Framing::None, _, Some(schema)) => {
-                let writer = Writer::new(&schema.json_string, None);
+                let writer = Writer::new(&schema.json_string, None, Some(&avro.rules));
                 avro.writers.insert(UNFRAMED, writer);
                 avro.reader_schema = None;
             }
@@ -106,12 +111,86 @@ impl Avro {
 
     fn read(&mut self, messages: &Messages, range: Range<usize>) -> Result<Rows, Refusal> {
         let rules = Arc::clone(&self.rules);
-        let mut rows = RowBuilder::with_capacity(&rules, range.len());
+        let mut rows = RowBuilder::with_capacity(&rules, 0);
+        let mut parts = Vec::new();
+        let (mut next, mut odd) = (range.start, 1);
+        while next < range.end {
+            match self.read_directly(messages, next..range.end)? {
+                Some((whole, end)) => {
+                    if let Some(whole) = whole {
+                        parts.extend(rows.take());
+                        parts.push(whole);
+                    }
+                    next = end;
+                    // Where there is one that cannot be read so, there may be more.
+                    let end = range.end.min(next + odd);
+                    self.read_through(messages, next..end, &mut rows)?;
+                    (next, odd) = (end, 2 * odd);
+                }
+                None => {
+                    self.read_through(messages, next..range.end, &mut rows)?;
+                    next = range.end;
+                }
+            }
+        }
+        if parts.is_empty() {
+            return Ok(rows.finish());
+        }
+        parts.extend(rows.take());
+        Ok(match parts.len() {
+            1 => parts.remove(0),
+            _ => Rows::concat(&rules, &parts),
+        })
+    }
+
+    /// The rows of the first messages of `range`, as far as they can be read directly, and where the
+    /// others begin; `None` where the first message is of a schema of which none can be.
+    fn read_directly(
+        &mut self,
+        messages: &Messages,
+        range: Range<usize>,
+    ) -> Result<Option<(Option<Rows>, usize)>, Refusal> {
+        let rules = Arc::clone(&self.rules);
+        let Ok((id, _)) = self.datum(messages.get(range.start).payload)? else {
+            return Ok(Some((None, range.start)));
+        };
+        let is_framed = self.registry.is_some();
+        let Some(Ok(Writer { direct, shape, .. })) = self.writers.get(&id) else {
+            return Ok(Some((None, range.start)));
+        };
+        let Some(direct) = direct else { return Ok(None) };
+        let mut reading = Reading::new(direct, shape, &rules, range.len());
+        let end = range.clone().find(|index| {
+            let payload = messages.get(*index).payload;
+            let datum = match is_framed {
+                true => unframed(payload).ok().filter(|(other, _)| *other == id).map(|(_, d)| d),
+                false => Some(payload),
+            };
+            datum.and_then(|datum| reading.push(datum)).is_none()
+        });
+        let end = end.unwrap_or(range.end);
+        let read: Vec<usize> = (range.start..end).collect();
+        if read.is_empty() {
+            return Ok(Some((None, range.start)));
+        }
+        Ok(Some(match reading.finish(read) {
+            Some(whole) => (Some(whole), end),
+            None => (None, range.start),
+        }))
+    }
+
+    /// Adds the rows of the messages in `range`, which `arrow-avro` reads.
+    fn read_through(
+        &mut self,
+        messages: &Messages,
+        range: Range<usize>,
+        rows: &mut RowBuilder<'_>,
+    ) -> Result<(), Refusal> {
         let mut places = Vec::with_capacity(range.len());
         let mut waiting_values = 0;
         for index in range {
             if waiting_values > WAITING_VALUES {
-                self.flush(&mut places, &mut rows)?;
+                self.flush(&mut places, rows)?;
                 waiting_values = 0;
             }
             let place = match self.datum(messages.get(index).payload)? {
@@ -132,8 +211,7 @@ impl Avro {
             };
             places.push((index, place));
         }
-        self.flush(&mut places, &mut rows)?;
-        Ok(rows.finish())
+        self.flush(&mut places, rows)
     }
 
     /// The schema's id and the record's bytes in a message, or why there are none; sees to it that
@@ -146,7 +224,7 @@ impl Avro {
         };
         if !self.writers.contains_key(&id) {
             let writer = match registry.schema(id) {
-                Ok(schema) => Writer::new(&schema, self.reader_schema.as_ref())
+                Ok(schema) => Writer::new(&schema, self.reader_schema.as_ref(), Some(&self.rules))
                     .map_err(|reason| format!("schema {id} of the registry: {reason}")),
                 // It may be known the next time.
                 Err(error) if error.is_about_schema() => return Ok(Err(error.to_string())),
@@ -212,11 +290,18 @@ fn unframed(payload: &[u8]) -> Result<(u32, &[u8]), String> {
 }
 
 impl Writer {
-    fn new(schema: &str, reader_schema: Option<&AvroSchema>) -> Result<Self, String> {
+    /// What is resolved to a reader's schema is not read directly, nor is anything without `rules`.
+    fn new(
+        schema: &str,
+        reader_schema: Option<&AvroSchema>,
+        rules: Option<&RowRules>,
+    ) -> Result<Self, String> {
         let shape = Shape::new(schema)?;
+        let rules = rules.filter(|_| reader_schema.is_none());
+        let direct = rules.and_then(|rules| Direct::new(schema, &shape, rules));
         let schema = AvroSchema::new(schema.to_owned());
         let decoder = decoder(&schema, reader_schema).map_err(|error| error.to_string())?;
-        Ok(Self { schema, reader_schema: reader_schema.cloned(), shape, decoder, rows: 0 })
+        Ok(Self { schema, reader_schema: reader_schema.cloned(), shape, direct, decoder, rows: 0 })
     }
 
     /// Forgets all records.
@@ -276,7 +361,7 @@ pub(crate) fn read_schema(path: &Path) -> Result<AvroSchema, DecodeError> {
     let failed = |reason: String| DecodeError::AvroSchema { path: path.to_owned(), reason };
     let schema = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
     // It must do as a writer's schema, too.
-    Writer::new(&schema, None).map(|writer| writer.schema).map_err(failed)
+    Writer::new(&schema, None, None).map(|writer| writer.schema).map_err(failed)
 }
 
 #[cfg(test)]
@@ -736,6 +821,153 @@ mod tests {
             for letter in decoded.dead_letters.iter().filter(|letter| letter.offset % 2 == 0) {
                 prop_assert!(letter.reason.starts_with("field \"b\""), "{}", letter.reason);
             }
+        }
+    }
+
+    /// Fields of all plain kinds, and of others that nobody asks for.
+    const PLAIN: &str = r#"{"type":"record","name":"Reading","fields":[
+        {"name":"list","type":{"type":"array","items":["null","int"]}},
+        {"name":"machine","type":{"type":"string","avro.java.string":"String"}},
+        {"name":"a","type":["null","double"],"default":null},
+        {"name":"kind","type":{"type":"enum","name":"Kind","symbols":["A","B"]}},
+        {"name":"ts","type":{"type":"long","logicalType":"timestamp-millis"}},
+        {"name":"b","type":["float","null"]},
+        {"name":"note","type":["null","string"]},
+        {"name":"c","type":"int"},
+        {"name":"d","type":["null","long"]}]}"#;
+
+    #[derive(Clone, Debug)]
+    struct Reading {
+        list: Vec<Option<i64>>,
+        machine: String,
+        time: i64,
+        a: Option<f64>,
+        b: Option<f32>,
+        note: Option<String>,
+        c: i64,
+        d: Option<i64>,
+        change: Option<(prop::sample::Index, u8)>,
+        end: Option<prop::sample::Index>,
+    }
+
+    impl Reading {
+        fn datum(&self) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            if !self.list.is_empty() {
+                long(self.list.len() as i64, &mut bytes);
+                for item in &self.list {
+                    long(item.is_some().into(), &mut bytes);
+                    item.iter().for_each(|item| long(*item, &mut bytes));
+                }
+            }
+            bytes.extend(datum(&[Long(0), Text(&self.machine)]));
+            bytes.extend(self.a.map_or(datum(&[Long(0)]), |a| datum(&[Long(1), F64(a)])));
+            bytes.extend(datum(&[Long(1), Long(self.time)]));
+            bytes.extend(self.b.map_or(datum(&[Long(1)]), |b| datum(&[Long(0), Float(b)])));
+            let note = self.note.as_deref();
+            bytes.extend(note.map_or(datum(&[Long(0)]), |note| datum(&[Long(1), Text(note)])));
+            bytes.extend(datum(&[Long(self.c)]));
+            bytes.extend(self.d.map_or(datum(&[Long(0)]), |d| datum(&[Long(1), Long(d)])));
+            if let Some((at, byte)) = self.change {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some(end) = self.end {
+                bytes.truncate(end.index(bytes.len()));
+            }
+            bytes
+        }
+    }
+
+    fn reading() -> impl Strategy<Value = Reading> {
+        let often =
+            |machine: &'static str| prop_oneof![9 => Just(machine.to_owned()), 1 => ".{0,2}"];
+        let time = prop_oneof![
+            9 => 1_600_000_000_000..1_800_000_000_000_i64,
+            1 => any::<i64>(),
+        ];
+        let c = prop_oneof![9 => any::<i32>().prop_map(i64::from), 1 => any::<i64>()];
+        let change = prop::option::weighted(0.1, any::<(prop::sample::Index, u8)>());
+        let end = prop::option::weighted(0.05, any::<prop::sample::Index>());
+        let values = (any::<Option<f64>>(), any::<Option<f32>>(), c, any::<Option<i64>>());
+        let list = prop::collection::vec(any::<Option<i32>>(), 0..3);
+        (list, often("press"), time, values, any::<Option<String>>(), change, end).prop_map(
+            |(list, machine, time, (a, b, c, d), note, change, end)| Reading {
+                list: list.into_iter().map(|item| item.map(i64::from)).collect(),
+                machine,
+                time,
+                a,
+                b,
+                note,
+                c,
+                d,
+                change,
+                end,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_directly_is_what_arrow_avro_reads(
+            readings in prop::collection::vec(reading(), 1..40),
+            time in prop_oneof![Just("ts"), Just("c"), Just("d"), Just("b")],
+            has_key in any::<bool>(),
+            bounded in any::<bool>(),
+        ) {
+            let channels = ["d", "a", "b", "c"].into_iter().filter(|channel| *channel != time);
+            let mut records = Records {
+                key: has_key.then(|| "machine".into()),
+                time: Some(time.into()),
+                channels: channels.map(str::to_owned).collect(),
+                ..Records::default()
+            };
+            if bounded {
+                let bounds = config::Channel { min: Some(-1e9), max: Some(0.5), ..Default::default() };
+                records.channel.insert("a".to_owned(), bounds);
+            }
+            let file = schema_file(PLAIN);
+            let avro = config::Avro {
+                schema: Some(file.path().to_owned()),
+                framing: Some(Framing::None),
+            };
+            let encoding = Encoding { format: Some(Format::Avro), avro, ..Encoding::default() };
+            let decoder = || Avro::new(Arc::new(RowRules::new(&records).unwrap()), &encoding).unwrap();
+            let (mut directly, mut through) = (decoder(), decoder());
+            for writer in through.writers.values_mut() {
+                prop_assert!(writer.as_mut().unwrap().direct.take().is_some());
+            }
+            let mut messages = Messages::default();
+            for (offset, reading) in (0..).zip(&readings) {
+                messages.push(offset, None, None, &reading.datum(), Vec::new());
+            }
+            let [found, expected] = [&mut directly, &mut through]
+                .map(|avro| avro.decode(&messages, 0..readings.len()).ok().unwrap());
+            prop_assert_eq!(found.batch, expected.batch);
+            prop_assert_eq!(found.messages, expected.messages);
+            prop_assert_eq!(
+                directly.rules.take_out_of_range(),
+                through.rules.take_out_of_range()
+            );
+        }
+    }
+
+    #[test]
+    fn only_plain_fields_of_the_schema_itself_are_read_directly() {
+        let direct = |records: &Records, schema: &str| {
+            let rules = RowRules::new(records).unwrap();
+            Direct::new(schema, &Shape::new(schema).unwrap(), &rules).is_some()
+        };
+        assert!(direct(&wide(), FLAT));
+        assert!(!direct(&wide(), CHANGED));
+        for (of, by) in [
+            ("\"string\"", "[\"int\",\"string\"]"),
+            ("\"string\"", r#"{"type":"string","logicalType":"uuid"}"#),
+            ("timestamp-millis", "time-micros"),
+            ("\"double\"", "\"bytes\""),
+            ("\"float\"", r#"{"type":"array","items":"float"}"#),
+        ] {
+            assert!(!direct(&wide(), &FLAT.replace(of, by)), "{by}");
         }
     }
 }

@@ -67,12 +67,28 @@ impl Shape {
         Ok(Self { nodes, root, values })
     }
 
+    /// Name and node of each field of the record.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, usize)> {
+        let fields = match &self.nodes[self.root] {
+            Node::Record(fields) => fields.as_slice(),
+            _ => &[],
+        };
+        fields.iter().map(|(name, node)| (name.as_str(), *node))
+    }
+
+    /// What is behind the value of a node with which `bytes` begin, in a record of `length` bytes;
+    /// `None` where they do not.
+    pub fn skip<'a>(&'a self, node: usize, bytes: &'a [u8], length: usize) -> Option<&'a [u8]> {
+        let mut walk = Walk { shape: self, left: bytes, budget: budget(length), path: Vec::new() };
+        walk.value(node).ok().map(|()| walk.left)
+    }
+
     /// Walks through `datum`, all of which must be one record; returns how many values it holds.
     ///
     /// # Errors
     /// Where it ceases to be one, in words.
     pub fn check(&self, datum: &[u8]) -> Result<u64, String> {
-        let budget = FEW_VALUES.max(VALUES_PER_BYTE * datum.len() as u64).min(MOST_VALUES);
+        let budget = budget(datum.len());
         let mut walk = Walk { shape: self, left: datum, budget, path: Vec::new() };
         match walk.value(self.root) {
             Err(reason) if walk.path.is_empty() => Err(reason),
@@ -86,6 +102,11 @@ impl Shape {
             }
         }
     }
+}
+
+/// Values that the arrays and maps of a record of `length` bytes may hold.
+fn budget(length: usize) -> u64 {
+    FEW_VALUES.max(VALUES_PER_BYTE * length as u64).min(MOST_VALUES)
 }
 
 /// How large a type is.
