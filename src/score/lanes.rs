@@ -96,6 +96,11 @@ impl<S: Simd> Lanes<S> {
         self.mask(self.simd.greater_than_f32s(self.values, than.values))
     }
 
+    #[inline(always)]
+    pub fn equals(self, other: Self) -> Mask<S> {
+        self.mask(self.simd.equal_f32s(self.values, other.values))
+    }
+
     /// Where `self` is at least `than`.
     #[inline(always)]
     pub fn reaches(self, than: Self) -> Mask<S> {

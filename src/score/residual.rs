@@ -45,17 +45,17 @@ pub struct Forecasts {
     /// inverse of the inputs' weighted second moments, which is symmetric: two rows at a time, the
     /// three places on and beside the diagonal, then column by column.
     state: Vec<f32>,
-    /// Place of the next error.
-    next: u8,
 }
 
 /// Own samples, newest first; missing ones as they were forecast.
 const HISTORY: usize = 0;
-/// Errors of the last samples, in ring order; where one was missing, an older one.
+/// The last errors, in ring order.
 const ERRORS: usize = HISTORY + LAGS;
-/// Samples in the history, running mean absolute error, and the number of errors in it.
+/// Samples in the history, place of the next error, running mean absolute error, and the number of
+/// errors in it.
 const FILLED: usize = ERRORS + RECENT;
-const USUAL: usize = FILLED + 1;
+const NEXT: usize = FILLED + 1;
+const USUAL: usize = NEXT + 1;
 const SEEN: usize = USUAL + 1;
 const WEIGHTS: usize = SEEN + 1;
 
@@ -137,9 +137,7 @@ impl Forecasts {
         around.fill(samples, fresh);
         found.clear();
         found.resize(channels, [0.0; KINDS]);
-        let next = usize::from(self.next);
-        Arch::new().dispatch(Push { state: &mut self.state, next, samples, around, fresh, found });
-        self.next = ((next + fresh) % RECENT) as u8;
+        Arch::new().dispatch(Push { state: &mut self.state, samples, around, fresh, found });
     }
 }
 
@@ -160,7 +158,6 @@ fn forget(state: &mut [f32], channels: usize, channel: usize) {
 
 struct Push<'a> {
     state: &'a mut [f32],
-    next: usize,
     samples: &'a Samples,
     around: &'a Around,
     fresh: usize,
@@ -199,6 +196,7 @@ impl Push<'_> {
         let mut filled = group.load(self.state, FILLED);
         let mut usual = group.load(self.state, USUAL);
         let mut seen = group.load(self.state, SEEN);
+        let mut next = group.load(self.state, NEXT);
         let mut largest = zero;
         let lags = group.splat(LAGS as f32);
         let known = group.splat(KNOWN);
@@ -233,9 +231,7 @@ impl Push<'_> {
             filled = (filled + group.splat(1.0)).min(lags);
             history = [sample, history[0], history[1], history[2]];
 
-            let place = ERRORS + (self.next + at) % RECENT;
-            let error = fits.choose(error, group.load(self.state, place));
-            group.store(self.state, place, error);
+            next = self.note(group, error, fits, next);
             let spoiled = filters.fit(&input, bounded, fits);
             if spoiled.any() {
                 // By rounding: begin anew.
@@ -254,6 +250,7 @@ impl Push<'_> {
             group.store(self.state, HISTORY + lag, history);
         }
         group.store(self.state, FILLED, filled);
+        group.store(self.state, NEXT, next);
         group.store(self.state, USUAL, usual);
         group.store(self.state, SEEN, seen);
 
@@ -267,6 +264,35 @@ impl Push<'_> {
         for ((found, largest), drift) in found {
             *found = [largest, drift];
         }
+    }
+
+    /// Puts the errors that `fits` names in their ring, at `next`; returns the places after them.
+    #[inline(always)]
+    fn note<S: Simd>(
+        &mut self,
+        group: Group<S>,
+        error: Lanes<S>,
+        fits: Mask<S>,
+        next: Lanes<S>,
+    ) -> Lanes<S> {
+        let (zero, one) = (group.splat(0.0), group.splat(1.0));
+        let place = next.array()[0];
+        let apart = next.equals(group.splat(place)).and(fits).not().and(group.taken());
+        if apart.any() {
+            let (errors, places) = (error.array(), next.array());
+            let noted = fits.choose(one, zero).array();
+            let channels = self.samples.channels();
+            for (lane, channel) in group.range().enumerate() {
+                if noted[lane] > 0.0 {
+                    self.state[(ERRORS + places[lane] as usize) * channels + channel] =
+                        errors[lane];
+                }
+            }
+        } else {
+            group.store(self.state, ERRORS + place as usize, error);
+        }
+        let after = next + fits.choose(one, zero);
+        after.reaches(group.splat(RECENT as f32)).choose(zero, after)
     }
 }
 
