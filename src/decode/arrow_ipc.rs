@@ -5,6 +5,8 @@
 //! checks the metadata of each part before anything is read by it, and has only those columns read
 //! that hold fields of records.
 
+mod direct;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
@@ -17,6 +19,7 @@ use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{RecordBatchDecoder, read_dictionary};
 use arrow::ipc::{self, Endianness, MessageHeader, MetadataVersion, root_as_message};
 
+use self::direct::Direct;
 use super::arrow_columns::{Columns, roots_of};
 use super::columns::{RowBuilder, RowRules, Rows};
 use crate::source::Messages;
@@ -40,40 +43,52 @@ const NOT_COMPRESSED: i64 = -1;
 /// Decodes messages that are one stream each, with as many records as it has rows.
 pub(super) struct ArrowIpc {
     rules: Arc<RowRules>,
+    direct: Direct,
 }
 
 impl ArrowIpc {
     pub fn new(rules: Arc<RowRules>) -> Self {
-        Self { rules }
+        Self { rules, direct: Direct::new() }
     }
 
     /// The rows of the messages in `range`. Of a message that is not whole, none counts.
-    pub fn decode(&self, messages: &Messages, range: Range<usize>) -> Rows {
+    pub fn decode(&mut self, messages: &Messages, range: Range<usize>) -> Rows {
         let mut parts = Vec::new();
-        let mut rows = RowBuilder::with_capacity(&self.rules, 0);
-        for index in range {
-            rows.of_message(index);
-            match self.columns(messages.get(index).payload) {
-                Ok(batches) => {
-                    for (columns, count) in batches {
-                        match columns.rows(&self.rules, vec![index; count]) {
-                            Some(whole) => {
-                                parts.extend(rows.take());
-                                rows.of_message(index);
-                                parts.push(whole);
-                            }
-                            None => (0..count).for_each(|row| rows.push(&columns.row(row))),
-                        }
-                    }
-                }
-                Err(reason) => rows.refuse(&format!("expected an Arrow IPC stream: {reason}")),
+        let mut next = range.start;
+        while next < range.end {
+            let (whole, end) = self.direct.read(&self.rules, messages, next..range.end);
+            parts.extend(whole);
+            if end < range.end {
+                self.read(messages, end, &mut parts);
             }
+            next = end + 1;
         }
-        parts.extend(rows.take());
         match parts.len() {
             1 => parts.remove(0),
             _ => Rows::concat(&self.rules, &parts),
         }
+    }
+
+    /// Adds the rows of message `index`.
+    fn read(&self, messages: &Messages, index: usize, parts: &mut Vec<Rows>) {
+        let mut rows = RowBuilder::with_capacity(&self.rules, 0);
+        rows.of_message(index);
+        match self.columns(messages.get(index).payload) {
+            Ok(batches) => {
+                for (columns, count) in batches {
+                    match columns.rows(&self.rules, vec![index; count]) {
+                        Some(whole) => {
+                            parts.extend(rows.take());
+                            rows.of_message(index);
+                            parts.push(whole);
+                        }
+                        None => (0..count).for_each(|row| rows.push(&columns.row(row))),
+                    }
+                }
+            }
+            Err(reason) => rows.refuse(&format!("expected an Arrow IPC stream: {reason}")),
+        }
+        parts.extend(rows.take());
     }
 
     /// The columns and the number of rows of each batch of a message.
@@ -468,8 +483,9 @@ mod tests {
     use std::sync::LazyLock;
 
     use arrow::array::{
-        Array, AsArray, DictionaryArray, Float32Array, Float64Array, Int64Array, ListArray,
-        NullArray, StringArray, StructArray, TimestampNanosecondArray,
+        Array, AsArray, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int32Array,
+        Int64Array, ListArray, NullArray, StringArray, StructArray, TimestampMicrosecondArray,
+        TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray,
     };
     use arrow::datatypes::{Field, Float32Type, Float64Type, Int32Type, Int64Type, Schema};
     use arrow::ipc::CompressionType;
@@ -477,7 +493,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Encoding, Format, Records};
+    use crate::config::{Channel, Encoding, Format, Records};
     use crate::decode::{Decoded, Decoder, FIRST_CHANNEL_COLUMN, KEY_COLUMN, OFFSET_COLUMN};
     use crate::source::Lane;
 
@@ -695,5 +711,127 @@ mod tests {
             let good = good.iter().filter(|(_, offset)| *offset != 101).count();
             prop_assert_eq!(good, 12);
         }
+    }
+
+    /// A stream of plain columns, of `batches` of rows (key, seconds, `a`, `b`), in types that
+    /// `variant` chooses.
+    fn plain(
+        variant: u8,
+        batches: &[Vec<(Option<&str>, i64, Option<f64>, Option<i32>)>],
+    ) -> Vec<u8> {
+        let batch = |rows: &Vec<(Option<&str>, i64, Option<f64>, Option<i32>)>| {
+            let times = rows.iter().map(|row| row.1);
+            let times: ArrayRef = match variant % 4 {
+                0 => Arc::new(Int64Array::from_iter_values(times)),
+                1 => Arc::new(TimestampSecondArray::from_iter_values(times)),
+                2 => {
+                    let times = times.map(|time| time.wrapping_mul(1000));
+                    Arc::new(
+                        TimestampMillisecondArray::from_iter_values(times).with_timezone("UTC"),
+                    )
+                }
+                _ => {
+                    let times = times.map(|time| time.wrapping_mul(1_000_000));
+                    Arc::new(TimestampMicrosecondArray::from_iter_values(times))
+                }
+            };
+            let (a, b) = (rows.iter().map(|row| row.2), rows.iter().map(|row| row.3));
+            let a: ArrayRef = match variant & 4 == 0 {
+                true => Arc::new(Float64Array::from_iter(a)),
+                false => Arc::new(Float32Array::from_iter(a.map(|a| a.map(|a| a as f32)))),
+            };
+            let b: ArrayRef = match variant & 8 == 0 {
+                true => Arc::new(Int32Array::from_iter(b)),
+                false => Arc::new(Int64Array::from_iter(b.map(|b| b.map(i64::from)))),
+            };
+            let keys: ArrayRef = Arc::new(StringArray::from_iter(rows.iter().map(|row| row.0)));
+            let other: ArrayRef = Arc::new(BooleanArray::from(vec![true; rows.len()]));
+            let columns = [("a", a), ("other", other), ("machine", keys), ("ts", times), ("b", b)];
+            RecordBatch::try_from_iter_with_nullable(
+                columns.into_iter().map(|(name, column)| (name, column, true)),
+            )
+            .unwrap()
+        };
+        stream(&batches.iter().map(batch).collect::<Vec<_>>(), None)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_directly_is_what_arrow_ipc_reads(
+            variant in 0..16_u8,
+            messages in prop::collection::vec(
+                (
+                    prop::collection::vec(
+                        prop::collection::vec(
+                            (
+                                prop_oneof![20 => Just(Some("press")), 20 => Just(Some("ofen-ä")), 1 => Just(Some("")), 1 => Just(None)],
+                                prop_oneof![40 => 0..2_000_000_000_i64, 1 => any::<i64>()],
+                                any::<Option<f64>>(),
+                                any::<Option<i32>>(),
+                            ),
+                            0..5,
+                        ),
+                        1..4,
+                    ),
+                    prop::option::weighted(0.2, any::<(prop::sample::Index, u8)>()),
+                    0..4_usize,
+                ),
+                1..6,
+            ),
+            bounded in any::<bool>(),
+        ) {
+            let mut records = Records {
+                key: Some("machine".into()),
+                time: Some("ts".into()),
+                channels: vec!["b".into(), "a".into()],
+                ..Records::default()
+            };
+            if bounded {
+                let bounds = Channel { min: Some(-1e9), max: Some(0.5), ..Channel::default() };
+                records.channel.insert("a".to_owned(), bounds);
+            }
+            let mut sent = Messages::default();
+            for (offset, (batches, change, cut)) in (0..).zip(&messages) {
+                let mut message = plain(variant, batches);
+                if let Some((at, byte)) = change {
+                    let at = at.index(message.len());
+                    message[at] = *byte;
+                }
+                // Mostly whole; sometimes without the mark at its end, or a part of it.
+                message.truncate(message.len() - [0, 0, 8, 5][*cut]);
+                sent.push(offset, None, None, &message, Vec::new());
+            }
+            let decoder = || ArrowIpc::new(Arc::new(RowRules::new(&records).unwrap()));
+            let (mut directly, through) = (decoder(), decoder());
+            let found = directly.decode(&sent, 0..sent.len());
+            let mut parts = Vec::new();
+            (0..sent.len()).for_each(|index| through.read(&sent, index, &mut parts));
+            let expected = Rows::concat(&through.rules, &parts);
+            prop_assert_eq!(found.batch, expected.batch);
+            prop_assert_eq!(found.messages, expected.messages);
+            prop_assert_eq!(
+                directly.rules.take_out_of_range(),
+                through.rules.take_out_of_range()
+            );
+        }
+    }
+
+    #[test]
+    fn plain_columns_are_read_directly_and_others_are_not() {
+        let rows = vec![(Some("m"), 1, Some(1.5), None), (Some("n"), 2, None, Some(2))];
+        let whole = plain(3, &[rows.clone(), rows]);
+        let records = Records { channels: vec!["b".into(), "a".into()], ..wide() };
+        let rules = Arc::new(RowRules::new(&records).unwrap());
+        let read = |payloads: &[&[u8]]| {
+            let mut messages = Messages::default();
+            payloads.iter().for_each(|payload| messages.push(0, None, None, payload, Vec::new()));
+            let (rows, end) = Direct::new().read(&rules, &messages, 0..payloads.len());
+            (rows.map_or(0, |rows| rows.messages.len()), end)
+        };
+        assert_eq!(read(&[&whole, &whole]), (8, 2));
+        assert_eq!(read(&[&whole, &whole[..90], &whole]), (4, 1));
+        let compressed = stream(&[batch()], Some(CompressionType::ZSTD));
+        assert_eq!(read(&[&compressed]), (0, 0));
+        assert_eq!(read(&[&stream(&[batch()], None)]), (0, 0));
     }
 }

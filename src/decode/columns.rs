@@ -28,7 +28,7 @@ use super::{FIRST_CHANNEL_COLUMN, KEY_COLUMN, TIME_COLUMN, groups, log_schema, r
 use crate::config::{Channel, Inputs, Layout, Records};
 
 /// Longest record key. It bounds the text of a batch of keys far below Arrow's 2 GiB.
-const MAX_KEY_BYTES: usize = 4096;
+pub(crate) const MAX_KEY_BYTES: usize = 4096;
 /// Words that stand for a missing value in text, besides an empty one and `NaN`.
 const MISSING: [&str; 3] = ["null", "NA", "N/A"];
 /// Longest part of a refused value that is quoted in a reason, in characters.

@@ -243,7 +243,11 @@ impl Decoder {
             };
             match decoded {
                 Ok(Rows { batch, messages }) => {
-                    split.taken.extend(messages);
+                    if split.taken.is_empty() {
+                        split.taken = messages;
+                    } else {
+                        split.taken.extend(messages);
+                    }
                     split.parts.push(batch);
                 }
                 Err(Refusal::Message { at, reason }) => {

@@ -86,8 +86,13 @@ impl TimeRule {
 
     /// Event times that are instants, microseconds since the epoch; `None` where any is none.
     pub fn instants(&self, instants: &ScalarBuffer<i64>) -> Option<ScalarBuffer<i64>> {
+        self.are_instants(instants).then(|| instants.clone())
+    }
+
+    /// Whether instants are event times, all of them.
+    pub fn are_instants(&self, instants: &[i64]) -> bool {
         let are_known = instants.iter().fold(true, |all, at| all & (FIRST <= *at) & (*at <= LAST));
-        (are_known && self.sample_rate.is_none()).then(|| instants.clone())
+        are_known && self.sample_rate.is_none()
     }
 
     fn micros_of_text(&self, text: &str) -> Option<i64> {
