@@ -147,8 +147,8 @@ impl Drop for Trainer {
 /// Lowers the priority of the calling thread.
 #[cfg(target_os = "linux")]
 fn give_way() {
-    // On Linux, a priority is a thread's own, and no process means this thread.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    // On Linux, a priority is a thread's own.
+    if let Err(error) = rustix::process::nice(NICE) {
         tracing::warn!(%error, "training competes with scoring: its priority cannot be lowered");
     }
 }
