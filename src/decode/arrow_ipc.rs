@@ -713,13 +713,12 @@ mod tests {
         }
     }
 
-    /// A stream of plain columns, of `batches` of rows (key, seconds, `a`, `b`), in types that
-    /// `variant` chooses.
-    fn plain(
-        variant: u8,
-        batches: &[Vec<(Option<&str>, i64, Option<f64>, Option<i32>)>],
-    ) -> Vec<u8> {
-        let batch = |rows: &Vec<(Option<&str>, i64, Option<f64>, Option<i32>)>| {
+    /// Key, seconds, `a`, `b`.
+    type PlainRow<'a> = (Option<&'a str>, i64, Option<f64>, Option<i32>);
+
+    /// A stream of plain columns, of `batches` of rows, in types that `variant` chooses.
+    fn plain(variant: u8, batches: &[Vec<PlainRow<'_>>]) -> Vec<u8> {
+        let batch = |rows: &Vec<PlainRow<'_>>| {
             let times = rows.iter().map(|row| row.1);
             let times: ArrayRef = match variant % 4 {
                 0 => Arc::new(Int64Array::from_iter_values(times)),

@@ -339,20 +339,18 @@ impl Joined {
             Of::Key if validity.is_none() => self.take_keys(values, text),
             Of::Time if validity.is_none() => {
                 let known = self.times.len();
-                let instant = |time: Option<i64>| rules.times().micros(Cell::Instant(time?));
-                match kind {
-                    Kind::Instant(1) => {
-                        self.times.extend(longs(values));
-                        rules.times().are_instants(&self.times[known..]).then_some(())
-                    }
-                    Kind::Instant(micros) => longs(values).try_for_each(|time| {
-                        Some(self.times.push(instant(time.checked_mul(micros))?))
-                    }),
-                    Kind::Long => longs(values).try_for_each(|time| {
-                        Some(self.times.push(rules.times().micros(Cell::Integer(time))?))
-                    }),
-                    _ => None,
+                if kind == Kind::Instant(1) {
+                    self.times.extend(longs(values));
+                    return rules.times().are_instants(&self.times[known..]).then_some(());
                 }
+                for time in longs(values) {
+                    let cell = match kind {
+                        Kind::Instant(micros) => Cell::Instant(time.checked_mul(micros)?),
+                        _ => Cell::Integer(time),
+                    };
+                    self.times.push(rules.times().micros(cell)?);
+                }
+                Some(())
             }
             Of::Key | Of::Time => None,
             Of::Channel(channel) => {
