@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::service::open_sinks;
+use super::service::{find_device, open_sinks};
 use crate::checkpoint::Store;
 use crate::config::{Delivery, Pipeline, Source};
 use crate::decode::{DecodeError, Decoder};
@@ -31,6 +31,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&arguments.pipeline, &arguments.overrides)?;
+    find_device(&pipeline)?;
     check_records(&pipeline)?;
     if arguments.print {
         println!("{pipeline}");

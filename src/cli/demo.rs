@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::service::{Service, open_sinks};
+use super::service::{Service, find_device, open_sinks};
 use crate::config::{ConfigError, Location, Pipeline, Source as Origin};
 use crate::decode::DeadLetter;
 use crate::runtime::{Opened, RuntimeError, Status};
@@ -36,6 +36,7 @@ pub fn pipeline() -> Result<Pipeline, ConfigError> {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::from_toml(PIPELINE, "pipelines/demo.toml", &arguments.overrides)?;
+    find_device(&pipeline)?;
     pipeline.http.listen = match arguments.open_port {
         Some(port) => format!("127.0.0.1:{port}"),
         None => String::new(),

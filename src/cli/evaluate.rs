@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::service::find_device;
 use crate::config::Pipeline;
 use crate::evaluate::{self, Evaluation, Layout};
 
@@ -42,6 +43,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&arguments.pipeline, &arguments.overrides)?;
+    find_device(&pipeline)?;
     // A bar on a terminal, nothing in a pipe: the report is all that goes to standard output.
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} series, {elapsed}, {msg}") {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::service::{Service, open_sinks};
+use super::service::{Service, find_device, open_sinks};
 use crate::checkpoint::Store;
 use crate::config::Pipeline;
 use crate::runtime::{Opened, Status};
@@ -19,6 +19,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&arguments.pipeline, &arguments.overrides)?;
+    find_device(&pipeline)?;
     let store = Store::open(&pipeline.checkpoint)?;
     let store = store.as_ref();
     let status = Arc::new(Status::default());

@@ -34,6 +34,19 @@ pub fn open_sinks(pipeline: &Pipeline) -> Result<Vec<Box<dyn Sink>>, RuntimeErro
     Ok(sinks)
 }
 
+/// Makes sure that there is what `training.device` names, before anything begins.
+///
+/// # Errors
+/// If it is a GPU that cannot be opened.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables, clippy::unnecessary_wraps))]
+pub fn find_device(pipeline: &Pipeline) -> anyhow::Result<()> {
+    #[cfg(feature = "cuda")]
+    if pipeline.training.device == crate::config::Device::Cuda {
+        crate::learner::probe().context("training.device = \"cuda\"")?;
+    }
+    Ok(())
+}
+
 impl Service<'_> {
     /// Serves HTTP, minds signals, and runs on what `open` opens until the source ends or the
     /// process is told to stop.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{
-    Channel, Csv, Format, Framing, Groups, KafkaSink, Layout, Location, Mark, Model, OutputFormat,
-    Pipeline, Records, Source, TimeSpan, Training, WindowLength, Windows,
+    Channel, Csv, Device, Format, Framing, Groups, KafkaSink, Layout, Location, Mark, Model,
+    OutputFormat, Pipeline, Records, Source, TimeSpan, Training, WindowLength, Windows,
 };
 
 /// Fewest bytes of `records.key_hash`: with a salt that can be guessed, so can every key.
@@ -51,6 +51,8 @@ pub enum Conflict {
          or at least twice as much"
     )]
     QueueAgainstBatch { queue: usize, batch: usize },
+    #[error("training.device = \"cuda\" needs a program that was built with the feature `cuda`")]
+    BuiltWithoutCuda,
     #[error("pairs.pool = {pool} is smaller than training.batch = {batch}")]
     PoolBelowBatch { pool: usize, batch: usize },
     #[error("{key} names {name:?}, which is not one of records.channels")]
@@ -137,6 +139,7 @@ impl Conflict {
             Self::SameField { second, .. } | Self::SharedOutput { second, .. } => second,
             Self::CsvWithoutColumns | Self::ParquetFromKafka => "source.format",
             Self::StrideBeyondLength { .. } => "windows.stride",
+            Self::BuiltWithoutCuda => "training.device",
             Self::QueueAgainstBatch { .. } => "model.queue",
             Self::PoolBelowBatch { .. } => "pairs.pool",
             Self::NoBrokers => "sink.kafka",
@@ -523,7 +526,8 @@ fn check_training(training: &Training) -> Result<(), Conflict> {
     }
     ensure(training.max_share > 0.0 && training.max_share <= 1.0, || {
         out_of_range("training.max_share", training.max_share, "above 0 and at most 1")
-    })
+    })?;
+    ensure(training.device == Device::Cpu || cfg!(feature = "cuda"), || Conflict::BuiltWithoutCuda)
 }
 
 /// The queue of negatives and the pool of pairs must hold what a step takes.
@@ -884,6 +888,16 @@ mod tests {
         assert_eq!(
             conflict(&["windows.length=\"30s\"", "windows.stride=31", "windows.resample=\"1s\""]),
             "windows.stride = 31 is longer than windows.length = 30s"
+        );
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_gpu_needs_a_program_that_was_built_for_one() {
+        assert_eq!(conflict(&["training.device=\"cpu\""]), "none");
+        assert_eq!(
+            conflict(&["training.device=\"cuda\""]),
+            "training.device = \"cuda\" needs a program that was built with the feature `cuda`"
         );
     }
 

@@ -348,6 +348,20 @@ pub struct Training {
     pub max_share: f32,
     /// Seed of weights, pairs and augmentations.
     pub seed: u64,
+    /// Where training steps are taken; embedding and scoring stay on the CPU.
+    pub device: Device,
+}
+
+/// What takes training steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The cores that the learner shares. The same segments give the same weights, bit for bit.
+    #[default]
+    Cpu,
+    /// The first GPU of NVIDIA's. Needs a program built with the feature `cuda`. Sums are added up in
+    /// another order from run to run: weights agree to within rounding.
+    Cuda,
 }
 
 /// `[scores]`: calibration and alerts.
@@ -693,6 +707,7 @@ impl Default for Training {
             clip_norm: 1.0,
             max_share: 0.5,
             seed: 7,
+            device: Device::default(),
         }
     }
 }

@@ -89,9 +89,9 @@ impl Encoder {
 pub struct Tcn {
     lift: Convolution,
     /// Their dilations double from 1 on while they fit into the segment.
-    blocks: Vec<Convolution>,
+    pub(super) blocks: Vec<Convolution>,
     head: Dense,
-    pooling: Pooling,
+    pub(super) pooling: Pooling,
 }
 
 impl Tcn {

@@ -327,7 +327,7 @@ vectorised! {
 /// of the sphere, where contrast starts from nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunningNorm {
-    mean: Vec<f32>,
+    pub(super) mean: Vec<f32>,
     variance: Vec<f32>,
     batches: u32,
 }
@@ -354,7 +354,7 @@ impl RunningNorm {
 
     /// `[rows, features]`, standardised.
     pub fn forward(&self, graph: &mut Graph, input: &Node) -> Node {
-        let scales: Vec<f32> = self.variance.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
+        let scales = self.scales();
         let mut out = input.values().to_vec();
         standardise(&self.mean, &scales, &mut out);
         let input = input.clone();
@@ -362,6 +362,11 @@ impl RunningNorm {
             standardise(&vec![0.0; input.columns], &scales, &mut gradient);
             gradients.give(&input, gradient);
         })
+    }
+
+    /// What each feature is multiplied by, less its mean.
+    pub(super) fn scales(&self) -> Vec<f32> {
+        self.variance.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect()
     }
 
     /// Learns the features `[rows, features]` that a batch sent in.

@@ -3,10 +3,12 @@
 //! A [`Learner`] belongs to one thread. [`Learner::embed`] says what the model makes of segments;
 //! [`Learner::learn`] then takes them as lessons, with a training step every `training.every`
 //! segments. Training is scheduled by segments seen, never by a clock: the same segments in the
-//! same order and the same seed give the same bits. Where segments come no matter how long a step
-//! takes, a [`Trainer`] takes the steps beside that thread, and leaves out those that it has no time
-//! for. The method is MoCo (He et al. 2020) on temporal neighbours.
+//! same order and the same seed give the same bits, on the CPU. Where segments come no matter how
+//! long a step takes, a [`Trainer`] takes the steps beside that thread, and leaves out those that it
+//! has no time for. The method is MoCo (He et al. 2020) on temporal neighbours.
 
+#[cfg(any(test, feature = "cuda"))]
+mod device;
 mod encoder;
 mod graph;
 mod health;
@@ -40,6 +42,8 @@ use crate::keys::{Keys, State, number_of};
 use crate::pairs::{Origin, Pool};
 use crate::window::{Segments, WindowShape};
 
+#[cfg(feature = "cuda")]
+pub use self::device::{DeviceError, probe};
 pub use self::graph::NamedTensor;
 pub use self::health::Health;
 pub use self::kernels::{Matrix, multiply};

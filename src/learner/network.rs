@@ -15,9 +15,9 @@ use crate::config;
 /// throws away (SimCLR, Chen et al. 2020) is worth keeping in the embedding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
-    encoder: Encoder,
-    norm: RunningNorm,
-    projection: Vec<Dense>,
+    pub(super) encoder: Encoder,
+    pub(super) norm: RunningNorm,
+    pub(super) projection: Vec<Dense>,
 }
 
 /// What a network makes of segments.

@@ -10,6 +10,8 @@ use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, feature = "cuda"))]
+use super::device;
 use super::graph::Graph;
 use super::health::{Health, Snapshot};
 use super::info_nce::{InfoNce, info_nce};
@@ -40,24 +42,24 @@ pub struct Step {
 
 /// Pairs to train on, in a fixed number of parts.
 #[derive(Debug)]
-pub struct Batch(Vec<Shard>);
+pub struct Batch(pub(super) Vec<Shard>);
 
 /// A part of a batch of pairs, `[pairs, channels, time]` each: not yet augmented.
 #[derive(Debug)]
-struct Shard {
-    anchors: Vec<f32>,
-    positives: Vec<f32>,
+pub(super) struct Shard {
+    pub anchors: Vec<f32>,
+    pub positives: Vec<f32>,
     /// Of the positives.
-    origins: Vec<Origin>,
+    pub origins: Vec<Origin>,
     /// For its augmentations.
     rng: Pcg64Mcg,
 }
 
 /// What a shard of anchors says.
-struct Lesson {
-    encoded: Encoded,
-    found: InfoNce,
-    gradients: Vec<Vec<f32>>,
+pub(super) struct Lesson {
+    pub encoded: Encoded,
+    pub found: InfoNce,
+    pub gradients: Vec<Vec<f32>>,
 }
 
 impl Batch {
@@ -93,6 +95,20 @@ impl Batch {
     }
 }
 
+impl Shard {
+    /// A batch whose parts are augmented already, as one.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn join(shards: Vec<Self>) -> Self {
+        let join = |mut whole: Self, part: Self| {
+            whole.anchors.extend(part.anchors);
+            whole.positives.extend(part.positives);
+            whole.origins.extend(part.origins);
+            whole
+        };
+        shards.into_iter().reduce(join).expect("a batch has shards")
+    }
+}
+
 impl Model {
     /// Trains on one batch.
     pub fn step(&mut self, Batch(mut shards): Batch, settings: &Settings) {
@@ -103,45 +119,18 @@ impl Model {
             self.network.learn_features(&first.features);
             self.momentum = self.network.clone();
         }
-        let encode = |shard: &Shard| {
-            self.momentum.forward(&mut Graph::inference(), self.views(&shard.positives))
-        };
-        let positives: Vec<Encoded> = shards.par_iter().map(encode).collect();
+        #[cfg(any(test, feature = "cuda"))]
+        if device::is_used(settings) {
+            shards = vec![Shard::join(shards)];
+        }
+        let positives = self.keys(&shards, settings);
         // The batch's own keys join the queue before the loss. Were all negatives from the past,
         // the model could lower the loss by moving as a whole, away from where they were made.
         for (shard, positives) in shards.iter().zip(&positives) {
             let keys = positives.projections.values();
             self.queue.push(keys, &shard.origins, self.steps + 1);
         }
-        let near = settings.pairs.exclude_same_key.then(|| self.queue.by_key(self.queue.len()));
-        let learn = |(shard, positives): (&Shard, &Encoded)| {
-            let mut graph = Graph::training();
-            let encoded = self.network.forward(&mut graph, self.views(&shard.anchors));
-            let mut found = info_nce(
-                encoded.projections.values(),
-                positives.projections.values(),
-                self.queue.projections(),
-                self.dimension(),
-                self.scale(),
-                batch,
-                |query, cosines| {
-                    if let Some(by_key) = &near {
-                        let reach = reach(&self.shape, &settings.pairs);
-                        let origin = &shard.origins[query];
-                        for at in self.queue.near(by_key, origin, reach) {
-                            cosines[at] = f32::NEG_INFINITY;
-                        }
-                    }
-                },
-            );
-            let (queries, gradient) =
-                (encoded.projections.clone(), std::mem::take(&mut found.queries));
-            let gradients =
-                graph.backward(found.loss, move |gradients| gradients.give(&queries, gradient));
-            Lesson { encoded, found, gradients }
-        };
-        let pairs = shards.par_iter().zip(&positives);
-        let lessons: Vec<Lesson> = pairs.map(learn).collect();
+        let lessons = self.lessons(&shards, &positives, settings);
         let (mut anchors, mut found, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
         for lesson in lessons {
             anchors.push(lesson.encoded);
@@ -179,6 +168,66 @@ impl Model {
         }
         self.update(&gradients, settings);
         self.momentum.follow(&mut self.network, settings.model.momentum);
+    }
+
+    /// What the momentum network makes of a batch's positives.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(unused_variables))]
+    pub(super) fn keys(&self, shards: &[Shard], settings: &Settings) -> Vec<Encoded> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let [batch] = shards
+            && let Some(keys) = device::keys(self, batch, settings)
+        {
+            return vec![keys];
+        }
+        let encode = |shard: &Shard| {
+            self.momentum.forward(&mut Graph::inference(), self.views(&shard.positives))
+        };
+        shards.par_iter().map(encode).collect()
+    }
+
+    /// What a batch says, the keys of its `positives` in the queue already.
+    pub(super) fn lessons(
+        &self,
+        shards: &[Shard],
+        positives: &[Encoded],
+        settings: &Settings,
+    ) -> Vec<Lesson> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let ([batch], [keys]) = (shards, positives)
+            && let Some(lesson) = device::learn(self, batch, keys, settings)
+        {
+            return vec![lesson];
+        }
+        let batch = shards.iter().map(|shard| shard.origins.len()).sum();
+        let near = settings.pairs.exclude_same_key.then(|| self.queue.by_key(self.queue.len()));
+        let learn = |(shard, positives): (&Shard, &Encoded)| {
+            let mut graph = Graph::training();
+            let encoded = self.network.forward(&mut graph, self.views(&shard.anchors));
+            let mut found = info_nce(
+                encoded.projections.values(),
+                positives.projections.values(),
+                self.queue.projections(),
+                self.dimension(),
+                self.scale(),
+                batch,
+                |query, cosines| {
+                    if let Some(by_key) = &near {
+                        let reach = reach(&self.shape, &settings.pairs);
+                        let origin = &shard.origins[query];
+                        for at in self.queue.near(by_key, origin, reach) {
+                            cosines[at] = f32::NEG_INFINITY;
+                        }
+                    }
+                },
+            );
+            let (queries, gradient) =
+                (encoded.projections.clone(), std::mem::take(&mut found.queries));
+            let gradients =
+                graph.backward(found.loss, move |gradients| gradients.give(&queries, gradient));
+            Lesson { encoded, found, gradients }
+        };
+        let pairs = shards.par_iter().zip(positives);
+        pairs.map(learn).collect()
     }
 
     /// What `network` makes of a batch's anchors.
