@@ -3,6 +3,7 @@
 //! `cargo bench --bench learner [-- FILTER]` prints one line a case, `name microseconds`: the median
 //! of 31 runs (`RUNS`) after 5 (`BEFORE`). A step is 256 pairs against a queue of 4096 and everything that belongs to it:
 //! drawing and augmenting, both encoders, the loss, the gradient, Adam, the momentum update.
+//! With the feature `cuda`, `mlp-step-cuda` and `tcn-step-cuda` take the same steps on the first GPU.
 //! `scripts/peers/learner.py` does the same in JAX. `yardstick` is a product of two matrices of 256 x 256.
 
 mod measure;
@@ -12,7 +13,7 @@ use std::time::Instant;
 
 use contrastream::config::Pipeline;
 use contrastream::keys::Keys;
-use contrastream::learner::{KeyState, Learner, Matrix, multiply};
+use contrastream::learner::{Embedded, KeyState, Learner, Matrix, multiply};
 use contrastream::sink::SegmentMeta;
 use contrastream::source::Lane;
 use contrastream::window::Segments;
@@ -25,13 +26,14 @@ const CHANNELS: usize = 8;
 const LENGTH: usize = 64;
 const KEYS: u64 = 64;
 
-fn pipeline(encoder: &str) -> Pipeline {
+fn pipeline(encoder: &str, device: &str) -> Pipeline {
     let text = format!(
         "name = 'bench'\n[source]\nkind = 'generator'\n\
          [records]\nkey = 'machine'\ntime = 'ts'\n\
          channels = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h']\n\
          [windows]\nlength = {LENGTH}\nstride = 8\n\
-         [model]\nencoder = '{encoder}'\nqueue = 4096\n[training]\nbatch = 256\nevery = 1000000"
+         [model]\nencoder = '{encoder}'\nqueue = 4096\n[training]\nbatch = 256\nevery = 1000000\n\
+         device = '{device}'"
     );
     Pipeline::from_toml(&text, "bench.toml", &[]).expect("a valid pipeline")
 }
@@ -58,6 +60,16 @@ fn segments(rounds: u64) -> Segments {
         }
     }
     segments
+}
+
+/// A learner of these segments after `steps` steps: as many as fill the queue, or none.
+fn trained(pipeline: &Pipeline, segments: &Segments, steps: usize) -> (Learner, Embedded) {
+    let mut learner = Learner::new(pipeline);
+    let mut keys: Keys<KeyState> = Keys::new(1000, None);
+    let embedded = learner.embed(&mut keys, segments, 0..segments.len());
+    learner.learn(&mut keys, &embedded, None);
+    (0..steps).for_each(|_| learner.step());
+    (learner, embedded)
 }
 
 /// Whether a case, or all cases whose names begin so, are wanted.
@@ -88,6 +100,9 @@ fn time(name: &str, mut run: impl FnMut()) {
 }
 
 fn main() {
+    // A device that is given up says so, and the figures are not its own.
+    #[cfg(feature = "cuda")]
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     // What the processor multiplies in a while, to hold the rest against.
     let factor = vec![0.5; 256 * 256];
     let mut product = vec![0.0; 256 * 256];
@@ -99,13 +114,14 @@ fn main() {
     let (rounds, steps) = if count("BEFORE", BEFORE) > 0 { (64, 20) } else { (4, 0) };
     let segments = segments(rounds);
     for encoder in ["mlp", "tcn"].into_iter().filter(|encoder| is_wanted(encoder)) {
-        let mut learner = Learner::new(&pipeline(encoder));
-        let mut keys: Keys<KeyState> = Keys::new(1000, None);
-        let embedded = learner.embed(&mut keys, &segments, 0..segments.len());
-        learner.learn(&mut keys, &embedded, None);
-        // Until the queue is full.
-        (0..steps).for_each(|_| learner.step());
+        let (mut learner, embedded) = trained(&pipeline(encoder, "cpu"), &segments, steps);
         time(&format!("{encoder}-step"), || learner.step());
+        #[cfg(feature = "cuda")]
+        if is_wanted(&format!("{encoder}-step-cuda")) {
+            contrastream::learner::probe().expect("a GPU");
+            let (mut learner, _) = trained(&pipeline(encoder, "cuda"), &segments, steps);
+            time(&format!("{encoder}-step-cuda"), || learner.step());
+        }
         for batch in [1, 32, 256] {
             let values = &embedded.values[..batch * CHANNELS * LENGTH];
             time(&format!("{encoder}-embed-{batch}"), || {
