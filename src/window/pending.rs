@@ -38,7 +38,7 @@ impl Pending {
 
     /// Whether the first sample is at or before `watermark`.
     pub fn is_due(&self, watermark: i64) -> bool {
-        self.count > 0 && self.head(0).time <= watermark
+        self.count > 0 && self.time(0) <= watermark
     }
 
     /// Adds a sample behind those that are not later. All samples have as many values, and either
@@ -49,7 +49,7 @@ impl Pending {
         }
         let mut at = self.count;
         self.count += 1;
-        if at > 0 && self.head(at - 1).time > head.time {
+        if at > 0 && self.time(at - 1) > head.time {
             at = self.make_room(head.time);
         }
         let row = self.row_mut(at);
@@ -68,8 +68,9 @@ impl Pending {
         if !self.is_due(watermark) {
             return false;
         }
-        let (head, channels) = (self.head(0), self.channels as usize);
-        take(head, &mut self.row_mut(0)[..channels]);
+        let (channels, has_tags) = (self.channels as usize, self.has_tags);
+        let (values, rest) = self.row_mut(0).split_at_mut(channels);
+        take(head(rest, has_tags), values);
         self.first = if self.first + 1 == self.room { 0 } else { self.first + 1 };
         self.count -= 1;
         true
@@ -107,14 +108,9 @@ impl Pending {
         &mut self.rows[row * width..(row + 1) * width]
     }
 
-    fn head(&self, at: u32) -> Head {
-        let rest = &self.row(at)[self.channels as usize..];
-        let (time, offset) = numbers(rest);
-        let tag = self.has_tags.then(|| Tag {
-            template: whole([rest[HEAD], rest[HEAD + 1]]) as u64,
-            weight: rest[HEAD + 2],
-        });
-        Head { time, offset, tag }
+    fn time(&self, at: u32) -> i64 {
+        let words = &self.row(at)[self.channels as usize..];
+        whole([words[0], words[1]])
     }
 
     /// Room for half as many samples again.
@@ -137,7 +133,7 @@ impl Pending {
         let (mut low, mut high) = (0, last);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.head(middle).time <= time {
+            if self.time(middle) <= time {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -156,6 +152,16 @@ impl Pending {
         let (from, to, width) = (self.place(from), self.place(to), self.width());
         self.rows.copy_within(from * width..(from + 1) * width, to * width);
     }
+}
+
+/// What lies behind the values of a row.
+fn head(words: &[f32], has_tag: bool) -> Head {
+    let (time, offset) = numbers(words);
+    let tag = has_tag.then(|| Tag {
+        template: whole([words[HEAD], words[HEAD + 1]]) as u64,
+        weight: words[HEAD + 2],
+    });
+    Head { time, offset, tag }
 }
 
 /// Waiting samples as they are saved.
@@ -182,7 +188,8 @@ impl Serialize for Pending {
         let mut values = Vec::with_capacity((self.count * self.channels) as usize);
         let heads = (0..self.count).map(|row| {
             values.extend_from_slice(&self.row(row)[..self.channels as usize]);
-            let Head { time, offset, tag } = self.head(row);
+            let Head { time, offset, tag } =
+                head(&self.row(row)[self.channels as usize..], self.has_tags);
             SavedHead { time, offset, tag, row }
         });
         let heads = heads.collect();
@@ -211,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    fn head(time: i64, offset: i64) -> Head {
+    fn at(time: i64, offset: i64) -> Head {
         Head { time, offset, tag: None }
     }
 
@@ -221,7 +228,7 @@ mod tests {
         let mut left = Vec::new();
         for round in 0..5 {
             for (time, value) in [(2, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)] {
-                pending.insert(head(time, round), &[value, -value]);
+                pending.insert(at(time, round), &[value, -value]);
             }
             assert!(pending.is_due(1) && !pending.is_due(0));
             while pending.pop(2, |head, values| left.push((head.time, values.to_vec()))) {}
@@ -250,7 +257,7 @@ mod tests {
                 } else {
                     let number = number as f32;
                     let tag = Tag { template: u64::MAX - time as u64, weight: -number };
-                    let head = Head { tag: has_tags.then_some(tag), ..head(time, -time) };
+                    let head = Head { tag: has_tags.then_some(tag), ..at(time, -time) };
                     let at = expected.partition_point(|(head, _)| head.time <= time);
                     pending.insert(head, &[number, number + 0.5]);
                     expected.insert(at, (head, vec![number, number + 0.5]));
