@@ -95,9 +95,10 @@ fn microseconds(work: Work) -> f64 {
         }
     };
     let mut partitions: Vec<Partition> = (0..work.partitions).map(partition).collect();
-    let readings_at_once = (BATCH * work.partitions / work.keys).max(1);
     let rounds = (SEGMENTS / work.keys).max(1) * STRIDE;
-    let (before, all) = (LENGTH + rounds, LENGTH + 2 * rounds);
+    let readings_at_once = (BATCH * work.partitions / work.keys).clamp(1, rounds);
+    let before = (LENGTH + rounds).next_multiple_of(readings_at_once);
+    let all = before + rounds;
     let (mut took, mut records) = (Duration::ZERO, 0);
     for first in (0..all).step_by(readings_at_once) {
         for partition in &mut partitions {
