@@ -90,7 +90,9 @@ impl Stream {
 
 /// A model that has filled its queue of negatives, or a part of it, and learns no more.
 fn trained(encoder: &str, stream: &mut Stream, fills: bool) -> Core {
-    let learning = pipeline(encoder, true);
+    let mut learning = pipeline(encoder, true);
+    // No steps but those below.
+    learning.training.every = usize::MAX;
     let mut core = Core::new(&learning);
     core.process(&stream.next(), None, |outputs| drop(black_box(outputs))).expect("no store");
     let steps = if fills { learning.model.queue / learning.training.batch } else { 1 };
