@@ -88,14 +88,14 @@ impl Stream {
     }
 }
 
-/// A model that has filled its queue of negatives, or a part of it, and learns no more.
-fn trained(encoder: &str, stream: &mut Stream, fills: bool) -> Core {
+/// A model that has filled its queue of negatives and learns no more.
+fn trained(encoder: &str, stream: &mut Stream) -> Core {
     let mut learning = pipeline(encoder, true);
     // No steps but those below.
     learning.training.every = usize::MAX;
     let mut core = Core::new(&learning);
     core.process(&stream.next(), None, |outputs| drop(black_box(outputs))).expect("no store");
-    let steps = if fills { learning.model.queue / learning.training.batch } else { 1 };
+    let steps = learning.model.queue / learning.training.batch;
     (0..steps).for_each(|_| core.train());
     let saved = core.save(&Part::new(Checkpoint::new_id())).expect("no store");
     Core::load(&saved.core, &pipeline(encoder, false)).expect("what was saved")
@@ -110,8 +110,11 @@ fn main() {
             continue;
         }
         let mut stream = Stream::new();
-        // Not where every instruction is counted.
-        let mut core = trained(encoder, &mut stream, before > 0);
+        // Where every instruction is counted, without negatives.
+        let mut core = match before {
+            0 => Core::new(&pipeline(encoder, false)),
+            _ => trained(encoder, &mut stream),
+        };
         let micros = |began: ProcessTime| began.elapsed().as_secs_f64() * 1e6;
         let times: Vec<(f64, f64)> = (0..before + runs)
             .map(|_| {
