@@ -50,7 +50,7 @@ lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@$(CARGO) clippy --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck scripts/setup scripts/kafka scripts/registry scripts/venv scripts/test scripts/compose-check \
-			scripts/fuzz fuzz/rustc scripts/soak scripts/flame scripts/bench-quick scripts/bench-peers .ci/run; \
+			scripts/fuzz fuzz/rustc scripts/soak scripts/flame scripts/bench-program scripts/bench-quick scripts/bench-peers .ci/run; \
 	else \
 		echo "shellcheck is not installed: scripts not checked"; \
 	fi

@@ -8,7 +8,6 @@
 mod measure;
 
 use std::error::Error;
-use std::fmt::Write;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use contrastream::runtime::Core;
 use contrastream::source::{Lane, Messages};
 use contrastream::window::{Segmenter, WindowShape};
 use cpu_time::ProcessTime;
-use measure::{count, median, wanted};
+use measure::{count, median, record, wanted};
 use plotters::prelude::*;
 
 const LENGTH: usize = 64;
@@ -107,8 +106,10 @@ fn microseconds(work: Work) -> f64 {
                 let mut messages = Messages::default();
                 for reading in readings.clone() {
                     for key in keys {
-                        let payload = record(*key, reading, work.channels);
-                        messages.push(partition.offset, None, None, &payload, Vec::new());
+                        let ms = 1_767_225_600_000 + 1000 * reading as u128;
+                        let name = format!("machine-{key}");
+                        let payload = record(&name, ms, (*key, reading), work.channels);
+                        messages.push(partition.offset, None, None, payload.as_bytes(), Vec::new());
                         partition.offset += 1;
                     }
                 }
@@ -125,20 +126,6 @@ fn microseconds(work: Work) -> f64 {
         }
     }
     took.as_secs_f64() * 1e6 / records as f64
-}
-
-/// A wave per channel, and noise that is the same in every run.
-fn record(key: usize, reading: usize, channels: usize) -> Vec<u8> {
-    let ms = 1_767_225_600_000 + 1000 * reading;
-    let mut record = format!(r#"{{"machine":"machine-{key}","ts":{ms}"#);
-    for channel in 0..channels {
-        let phase = reading as f64 / (5 + key % 7 + channel) as f64;
-        let noise = (reading * 7919 + channel * 104_729 + key * 31) % 1000;
-        let value = 10.0 * phase.sin() + noise as f64 / 1000.0;
-        write!(record, r#","c{channel}":{value:.3}"#).expect("a string takes everything");
-    }
-    record.push('}');
-    record.into_bytes()
 }
 
 /// One picture a growth, both axes logarithmic, with the line of a cost that is the same for each

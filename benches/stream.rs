@@ -14,14 +14,13 @@ mod measure;
 
 use std::collections::HashMap;
 use std::env;
-use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Program, brokers, contrastream, create_topic, producer, repository, unique};
-use measure::{count, median, quantile};
+use measure::{count, median, quantile, record};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -111,17 +110,10 @@ fn fill(topic: &str) -> usize {
     bytes
 }
 
-/// A wave per channel, and noise that is the same in every run.
+/// Sends a reading of a machine; returns its bytes.
 fn send(producer: &BaseProducer, topic: &str, machine: usize, reading: usize, ms: u128) -> usize {
     let key = format!("machine-{machine:03}");
-    let mut record = format!(r#"{{"machine":"{key}","ts":{ms}"#);
-    for channel in 0..CHANNELS {
-        let phase = reading as f64 / (5 + machine % 7 + channel) as f64;
-        let noise = (reading * 7919 + channel * 104_729 + machine * 31) % 1000;
-        let value = 10.0 * phase.sin() + noise as f64 / 1000.0;
-        write!(record, r#","c{channel}":{value:.3}"#).expect("a string takes everything");
-    }
-    record.push('}');
+    let record = record(&key, ms, (machine, reading), CHANNELS);
     let partition = (machine % PARTITIONS as usize) as i32;
     let message = BaseRecord::to(topic).partition(partition).key(&key).payload(&record);
     producer.send(message).map_err(|(error, _)| error).expect("the queue holds them all");

@@ -21,6 +21,7 @@ mod negatives;
 mod network;
 mod optimizer;
 mod queue;
+mod side_by_side;
 mod standardise;
 mod step;
 mod taps;
@@ -47,6 +48,7 @@ pub use self::device::{DeviceError, probe};
 pub use self::graph::NamedTensor;
 pub use self::health::Health;
 pub use self::kernels::{Matrix, multiply};
+pub use self::side_by_side::SideBySide;
 pub use self::step::Step;
 pub use self::trainer::Trainer;
 
@@ -331,8 +333,8 @@ impl Learner {
     fn surprise<S: State + AsMut<KeyState>>(&self, keys: &mut Keys<S>, embedded: &mut Embedded) {
         let dimension = self.model.dimension();
         let negatives = self.model.negatives();
-        let (rows, count) = (embedded.origins.len(), negatives.len());
-        let mut cosines = negatives.cosines(&embedded.projections);
+        let (rows, count) = (embedded.origins.len(), negatives.projections.len());
+        let mut cosines = negatives.projections.products(&embedded.projections);
         let scale = self.scale();
         for row in 0..rows {
             let origin = embedded.origins[row];
@@ -351,7 +353,7 @@ impl Learner {
             let cosines = &mut cosines[row * count..(row + 1) * count];
             if self.settings.pairs.exclude_same_key {
                 let reach = reach(&self.model.shape, &self.settings.pairs);
-                for at in negatives.near(&origin, reach) {
+                for at in self.model.queue.near(&negatives.by_key, &origin, reach) {
                     cosines[at] = f32::NEG_INFINITY;
                 }
             }

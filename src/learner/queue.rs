@@ -45,6 +45,7 @@ impl Queue {
     }
 
     /// Where each entry's segment stands in its stream.
+    #[cfg(any(test, feature = "cuda"))]
     pub fn origins(&self) -> &[Origin] {
         &self.origins
     }

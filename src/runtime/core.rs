@@ -225,9 +225,10 @@ impl Core {
         &mut self.labels_read
     }
 
-    /// Goes on with the model that `trainer` has trained meanwhile, if it has.
-    pub fn take_from(&mut self, trainer: &mut Trainer) {
-        self.learner.take_from(trainer);
+    /// Goes on with the model that `trainer` has trained meanwhile, if it has; returns how long the step
+    /// took.
+    pub fn take_from(&mut self, trainer: &mut Trainer) -> Option<Duration> {
+        self.learner.take_from(trainer)
     }
 
     /// Takes one training step now, whatever the schedule says: for benchmarks.

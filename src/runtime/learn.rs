@@ -212,8 +212,8 @@ impl<'a> Learn<'a> {
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), RuntimeError> {
-        if let Some(trainer) = &mut self.trainer {
-            self.core.take_from(trainer);
+        if let Some(took) = self.trainer.as_mut().and_then(|trainer| self.core.take_from(trainer)) {
+            metrics::histogram!(telemetry::LEARNER_STEP_SECONDS).record(took.as_secs_f64());
             self.record_steps();
         }
         let checkpoint = match commit.part {

@@ -4,16 +4,14 @@ use pulp::{Arch, Simd, WithSimd};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::learner::{Matrix, multiply};
+use crate::learner::{Matrix, SideBySide, multiply};
 use crate::pairs::Origin;
 
 /// A sample of earlier segments, spread over the recent past: a newcomer takes a random place, so
 /// the chance of being remembered falls off exponentially with age.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
-    /// Of sixteen entries at a time, side by side: `[blocks, embedding, BLOCK]`, the last block filled
-    /// up with zeros.
-    embeddings: Vec<f32>,
+    embeddings: SideBySide,
     /// `[entries, channels, time]`, standardised: to embed again as the model changes.
     values: Vec<f32>,
     origins: Vec<Origin>,
@@ -21,7 +19,6 @@ pub struct Memory {
     keys: Vec<u64>,
     newcomers: Vec<Newcomer>,
     capacity: usize,
-    dimension: usize,
     size: usize,
     next_refresh: usize,
 }
@@ -35,7 +32,7 @@ struct Newcomer {
     origin: Origin,
 }
 
-/// Entries side by side.
+/// Entries that are searched at once.
 const BLOCK: usize = 16;
 /// Neighbours whose mean distance counts.
 const NEIGHBOURS: usize = 3;
@@ -48,13 +45,12 @@ impl Memory {
     /// An empty memory of `capacity` segments of `size` values, embedded in `dimension` values.
     pub fn new(capacity: usize, dimension: usize, size: usize) -> Self {
         Self {
-            embeddings: Vec::new(),
+            embeddings: SideBySide::new(dimension),
             values: Vec::new(),
             origins: Vec::new(),
             keys: Vec::new(),
             newcomers: Vec::new(),
             capacity: capacity.max(1),
-            dimension,
             size,
             next_refresh: 0,
         }
@@ -67,15 +63,7 @@ impl Memory {
 
     /// Cosines of `embeddings` `[rows, embedding]` with all entries: `[rows, entries]`.
     pub fn cosines(&self, embeddings: &[f32]) -> Vec<f32> {
-        let rows = embeddings.len() / self.dimension;
-        let mut cosines = vec![0.0; rows * self.len()];
-        if !cosines.is_empty() {
-            let known = &self.embeddings;
-            let (entries, dimension) = (self.len(), self.dimension);
-            let out = &mut cosines;
-            Arch::new().dispatch(Cosines { known, entries, dimension, embeddings, out });
-        }
-        cosines
+        self.embeddings.products(embeddings)
     }
 
     /// How alike the shapes of segments `[rows, channels, time]`, standardised, and of all entries
@@ -141,19 +129,8 @@ impl Memory {
                 self.origins[place] = origin;
                 self.keys[place] = origin.key;
             }
-            self.place(place, &embedding);
+            self.embeddings.set(place, &embedding);
         }
-    }
-
-    /// Puts an embedding among the others, in their place or behind the last.
-    fn place(&mut self, place: usize, embedding: &[f32]) {
-        let block = self.dimension * BLOCK;
-        let start = place / BLOCK * block;
-        if start == self.embeddings.len() {
-            self.embeddings.resize(start + block, 0.0);
-        }
-        let rows = self.embeddings[start..start + block].chunks_exact_mut(BLOCK);
-        rows.zip(embedding).for_each(|(row, value)| row[place % BLOCK] = *value);
     }
 
     /// Embeds some entries again with a changed model, in turn: none is ever far behind it.
@@ -167,86 +144,9 @@ impl Memory {
         }
         let embedded = embed(&self.values[range.start * self.size..range.end * self.size]);
         self.next_refresh = range.end;
-        for (place, embedding) in range.zip(embedded.chunks_exact(self.dimension)) {
-            self.place(place, embedding);
-        }
-    }
-}
-
-/// Inner products of `embeddings` `[rows, dimension]` with those `known`. Packing them anew for each
-/// few rows takes as long as the products do: they lie as they are wanted.
-struct Cosines<'a> {
-    known: &'a [f32],
-    entries: usize,
-    dimension: usize,
-    embeddings: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl WithSimd for Cosines<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        /// Rows of a tile of sums.
-        const ROWS: usize = 4;
-        let rows = self.embeddings.len() / self.dimension;
-        let blocks = self.entries.div_ceil(BLOCK);
-        let mut first = 0;
-        while first < blocks * BLOCK {
-            let wide = first + 2 * S::F32_LANES <= blocks * BLOCK;
-            let mut row = 0;
-            while row < rows {
-                let tall = row + ROWS <= rows;
-                match (tall, wide) {
-                    (true, true) => self.tile::<S, ROWS, 2>(simd, row, first),
-                    (true, false) => self.tile::<S, ROWS, 1>(simd, row, first),
-                    (false, true) => self.tile::<S, 1, 2>(simd, row, first),
-                    (false, false) => self.tile::<S, 1, 1>(simd, row, first),
-                }
-                row += if tall { ROWS } else { 1 };
-            }
-            first += if wide { 2 } else { 1 } * S::F32_LANES;
-        }
-    }
-}
-
-impl Cosines<'_> {
-    /// The products of a few rows with the `WIDTH` vectors of entries from `first` on. The bits of
-    /// one do not depend on the others: each is added up on its own.
-    #[inline(always)]
-    fn tile<S: Simd, const ROWS: usize, const WIDTH: usize>(
-        &mut self,
-        simd: S,
-        row: usize,
-        first: usize,
-    ) {
-        let dimension = self.dimension;
-        let rows: [&[f32]; ROWS] =
-            std::array::from_fn(|at| &self.embeddings[(row + at) * dimension..][..dimension]);
-        let columns: [&[f32]; WIDTH] = std::array::from_fn(|at| {
-            let entry = first + at * S::F32_LANES;
-            &self.known[entry / BLOCK * dimension * BLOCK + entry % BLOCK..]
-        });
-        let mut sums = [[simd.splat_f32s(0.0); WIDTH]; ROWS];
-        for at in 0..dimension {
-            let columns: [S::f32s; WIDTH] = std::array::from_fn(|column| {
-                S::as_simd_f32s(&columns[column][at * BLOCK..][..S::F32_LANES]).0[0]
-            });
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                let value = simd.splat_f32s(row[at]);
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = simd.mul_add_f32s(value, column, *sum);
-                }
-            }
-        }
-        for (at, sums) in sums.into_iter().enumerate() {
-            let out = &mut self.out[(row + at) * self.entries..][..self.entries];
-            for (column, sum) in sums.into_iter().enumerate() {
-                let start = (first + column * S::F32_LANES).min(self.entries);
-                let end = (start + S::F32_LANES).min(self.entries);
-                simd.partial_store_f32s(&mut out[start..end], sum);
-            }
+        let dimension = embedded.len() / range.len();
+        for (place, embedding) in range.zip(embedded.chunks_exact(dimension)) {
+            self.embeddings.set(place, embedding);
         }
     }
 }
@@ -399,27 +299,6 @@ mod tests {
     }
 
     #[test]
-    fn cosines_are_inner_products_whose_bits_do_not_depend_on_the_other_rows() {
-        let mut rng = Pcg64Mcg::seed_from_u64(4);
-        for entries in [0, 1, 15, 16, 17, 40, 100] {
-            let dimension = 7;
-            let memory = random(&mut rng, entries, dimension);
-            let rows: Vec<f32> = (0..9 * dimension).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let all = memory.cosines(&rows);
-            for (row, embedding) in rows.chunks_exact(dimension).enumerate() {
-                let found = &all[row * entries..][..entries];
-                assert_eq!(memory.cosines(embedding), found);
-                for (entry, cosine) in found.iter().enumerate() {
-                    let block = &memory.embeddings[entry / BLOCK * BLOCK * dimension..];
-                    let known = block.iter().skip(entry % BLOCK).step_by(BLOCK);
-                    let expected: f32 = embedding.iter().zip(known).map(|(a, b)| a * b).sum();
-                    assert!((cosine - expected).abs() < 1e-5, "{cosine} {expected}");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn the_nearest_are_those_of_a_search_one_by_one() {
         let mut rng = Pcg64Mcg::seed_from_u64(5);
         for entries in [2, 3, 16, 50, 90, 200] {
@@ -493,6 +372,7 @@ mod tests {
         for _ in 0..2 {
             memory.refresh(|values| values.iter().map(|value| value + 1.0).collect());
         }
-        assert!(memory.embeddings.iter().zip(&memory.values).all(|(e, v)| *e == v + 1.0));
+        let embeddings = memory.cosines(&[1.0]);
+        assert!(embeddings.iter().zip(&memory.values).all(|(e, v)| *e == v + 1.0));
     }
 }
