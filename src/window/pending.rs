@@ -24,7 +24,7 @@ pub(super) struct Pending {
 }
 
 /// A sample but for its values.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub time: i64,
     pub offset: i64,
@@ -164,50 +164,25 @@ fn head(words: &[f32], has_tag: bool) -> Head {
     Head { time, offset, tag }
 }
 
-/// Waiting samples as they are saved.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    heads: Vec<SavedHead>,
-    /// `[samples, channels]`.
-    values: Vec<f32>,
-    /// Rows of `values` that hold nothing.
-    vacant: Vec<u32>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedHead {
-    time: i64,
-    offset: i64,
-    tag: Option<Tag>,
-    /// Row of its values.
-    row: u32,
-}
-
+/// Saved as samples with their values, in order.
 impl Serialize for Pending {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut values = Vec::with_capacity((self.count * self.channels) as usize);
-        let heads = (0..self.count).map(|row| {
-            values.extend_from_slice(&self.row(row)[..self.channels as usize]);
-            let Head { time, offset, tag } =
-                head(&self.row(row)[self.channels as usize..], self.has_tags);
-            SavedHead { time, offset, tag, row }
-        });
-        let heads = heads.collect();
-        Saved { heads, values, vacant: Vec::new() }.serialize(serializer)
+        serializer.collect_seq((0..self.count).map(|at| {
+            let (values, rest) = self.row(at).split_at(self.channels as usize);
+            (head(rest, self.has_tags), values)
+        }))
     }
 }
 
 impl<'de> Deserialize<'de> for Pending {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Saved { heads, values, vacant } = Saved::deserialize(deserializer)?;
-        let channels = values.len().checked_div(heads.len() + vacant.len()).unwrap_or(0);
-        let mut pending = Self::default();
-        for SavedHead { time, offset, tag, row } in heads {
-            let start = channels * row as usize;
-            let row = values.get(start..start + channels);
-            let row = row.ok_or_else(|| D::Error::custom("a sample without values"))?;
-            pending.insert(Head { time, offset, tag }, row);
+        let samples: Vec<(Head, Vec<f32>)> = Deserialize::deserialize(deserializer)?;
+        let kind = |(head, values): &(Head, Vec<f32>)| (head.tag.is_some(), values.len());
+        if samples.windows(2).any(|two| kind(&two[0]) != kind(&two[1])) {
+            return Err(D::Error::custom("samples of more than one kind"));
         }
+        let mut pending = Self::default();
+        samples.iter().for_each(|(head, values)| pending.insert(*head, values));
         Ok(pending)
     }
 }
