@@ -63,6 +63,7 @@ metrics_table! {
     LEARNER_ALIGNMENT = Gauge "contrastream_learner_alignment", "Mean squared distance between the projections of a pair; lower is better.";
     LEARNER_UNIFORMITY = Gauge "contrastream_learner_uniformity", "Log mean Gaussian potential between projections; 0 is a collapsed model.";
     LEARNER_RANK = Gauge "contrastream_learner_effective_rank", "Directions that the embeddings of a batch use, from 1 to their length (participation ratio).";
+    LEARNER_WANDER = Gauge "contrastream_learner_wander", "Mean distance (1 - cosine) of reference segments' embeddings from what was once published of them.";
     LEARNER_ROLLBACKS = Counter "contrastream_learner_rollbacks_total", "Times a collapsed model was rolled back to the last healthy one.";
     LEARNER_QUEUE = Gauge "contrastream_learner_queue_entries", "Negatives held.";
     LEARNER_QUEUE_AGE = Gauge "contrastream_learner_queue_age_steps", "Mean age of the negatives.";

@@ -10,6 +10,7 @@
 #[cfg(any(test, feature = "cuda"))]
 mod device;
 mod encoder;
+mod frame;
 mod graph;
 mod health;
 mod info_nce;
@@ -301,9 +302,7 @@ impl Learner {
             });
         }
         embedded.ruler = ruler;
-        let encoded = self.model.encode(&embedded.values);
-        embedded.embeddings = encoded.embeddings.into_values();
-        embedded.projections = encoded.projections.into_values();
+        (embedded.embeddings, embedded.projections) = self.model.encode(&embedded.values);
         self.surprise(keys, &mut embedded);
         embedded
     }
@@ -608,6 +607,31 @@ mod tests {
         let trained = bits(&mut beside);
         assert_eq!(trained, bits(&mut here));
         assert_ne!(trained, untrained);
+    }
+
+    #[test]
+    fn embeddings_of_versions_far_apart_compare() {
+        for encoder in [config::Encoder::Tcn, config::Encoder::Mlp] {
+            let mut fed = learner(encoder, "learning_rate = 3e-3");
+            feed(&mut fed, &stream(0..1000));
+            let Fed { learner, keys } = &mut fed;
+            let values = learner.embed(&mut keys.clone(), &stream(9000..9010), 0..160).values;
+            let (published, as_is) =
+                (learner.model.embed(&values), learner.model.embed_as_is(&values));
+            let (version, queue) = (learner.version(), learner.queue());
+            feed(&mut fed, &stream(1000..1800));
+            let model = &fed.learner.model;
+            assert!(model.steps >= version + 100 && fed.learner.queue() >= queue);
+            let likeness = |a: &[f32], b: &[f32]| kernels::dot(a, b) / 160.0;
+            let aligned = likeness(&published, &model.embed(&values));
+            let wandered = likeness(&as_is, &model.embed_as_is(&values));
+            assert!(
+                aligned > wandered + 0.05 && aligned > 0.8,
+                "{encoder:?}: {wandered} to {aligned}"
+            );
+            let step = fed.learner.last_step().expect("steps were taken");
+            assert!(step.wander > 0.0 && step.wander < 1.0 - wandered, "{step:?}");
+        }
     }
 
     #[test]

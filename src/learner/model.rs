@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::encoder::Views;
+use super::frame::Frame;
 use super::graph::{Graph, Node, Parameter};
 use super::health::Watch;
 use super::negatives::Negatives;
@@ -34,6 +35,8 @@ pub struct Model {
     pub steps: u64,
     pub last_step: Option<Step>,
     pub watch: Watch,
+    /// What embeddings are turned into, so that those of different versions compare.
+    pub frame: Frame,
 }
 
 /// What the pipeline file says of the model and its training.
@@ -66,6 +69,7 @@ impl Model {
         let model = &settings.model;
         let network = Network::new(model, shape.channels, shape.length, rng);
         let dimension = model.projection.last().copied().unwrap_or(model.embedding);
+        let frame = Frame::new(model.embedding, shape.channels * shape.length);
         let scale = match model.temperature {
             Temperature::Auto => SCALE_START,
             Temperature::Fixed(temperature) => 1.0 / temperature,
@@ -83,6 +87,7 @@ impl Model {
             steps: 0,
             last_step: None,
             watch: Watch::default(),
+            frame,
         }
     }
 
@@ -107,16 +112,23 @@ impl Model {
         self.queue.dimension()
     }
 
-    /// Embeds standardised segments `[segments, channels, time]`.
+    /// Embeds standardised segments `[segments, channels, time]`, in the frame of all versions.
     pub fn embed(&self, values: &[f32]) -> Vec<f32> {
+        self.frame.turn(self.embed_as_is(values))
+    }
+
+    /// Embeds standardised segments `[segments, channels, time]`, in the frame of this version.
+    pub fn embed_as_is(&self, values: &[f32]) -> Vec<f32> {
         let embed = |views: Views<'_>| self.network.embed(&mut Graph::inference(), views).1;
         Node::join(self.in_parts(values, embed)).into_values()
     }
 
-    /// Embeds and projects standardised segments `[segments, channels, time]`.
-    pub fn encode(&self, values: &[f32]) -> Encoded {
+    /// Embeds, in the frame of all versions, and projects standardised segments
+    /// `[segments, channels, time]`.
+    pub fn encode(&self, values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let encode = |views: Views<'_>| self.network.forward(&mut Graph::inference(), views);
-        Encoded::join(self.in_parts(values, encode))
+        let Encoded { embeddings, projections, .. } = Encoded::join(self.in_parts(values, encode));
+        (self.frame.turn(embeddings.into_values()), projections.into_values())
     }
 
     /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(any(test, feature = "cuda"))]
 use super::device;
+use super::frame;
 use super::graph::Graph;
 use super::health::{Health, Snapshot};
 use super::info_nce::{InfoNce, info_nce};
@@ -38,6 +39,9 @@ pub struct Step {
     pub alignment: f32,
     /// How much of its space the model used for the anchors.
     pub health: Health,
+    /// How far reference segments' embeddings are from what was published of them, as of the last
+    /// alignment: the mean of `1 - cosine`.
+    pub wander: f32,
 }
 
 /// Pairs to train on, in a fixed number of parts.
@@ -113,6 +117,13 @@ impl Model {
     /// Trains on one batch.
     pub fn step(&mut self, Batch(mut shards): Batch, settings: &Settings) {
         let batch = shards.iter().map(|shard| shard.origins.len()).sum();
+        let aligns = self.steps.is_multiple_of(frame::INTERVAL);
+        // As they came, before they are augmented.
+        let offered: Vec<f32> = if aligns {
+            shards.iter().flat_map(|shard| &shard.anchors).copied().collect()
+        } else {
+            Vec::new()
+        };
         shards.par_iter_mut().for_each(|shard| self.augment(&settings.pairs.augment, shard));
         if self.steps == 0 {
             let first = self.encode_anchors(&self.network, &shards);
@@ -144,6 +155,7 @@ impl Model {
 
         let sum = |part: fn(&InfoNce) -> f32| found.iter().map(part).sum();
         let log_scale: f32 = sum(|found| found.log_scale);
+        let wander = self.last_step.as_ref().map_or(0.0, |step| step.wander);
         self.last_step = Some(Step {
             loss: sum(|found| found.loss),
             accuracy: sum(|found| found.accuracy),
@@ -154,6 +166,7 @@ impl Model {
                 batch,
             ),
             health,
+            wander,
         });
         let mut gradients = optimizer::sum(gradients);
         let norm = optimizer::clip(&mut gradients, settings.training.clip_norm);
@@ -163,11 +176,26 @@ impl Model {
         gradients.push(vec![log_scale]);
         self.steps += 1;
         self.negatives = OnceLock::new();
-        if self.rolls_back(&health, &shards) {
-            return;
+        let rolled_back = self.rolls_back(&health, &shards);
+        if !rolled_back {
+            self.update(&gradients, settings);
+            self.momentum.follow(&mut self.network, settings.model.momentum);
         }
-        self.update(&gradients, settings);
-        self.momentum.follow(&mut self.network, settings.model.momentum);
+        if aligns || rolled_back {
+            self.align(&offered, &mut shards[0].rng);
+        }
+    }
+
+    /// Turns embeddings back to where they were published before, and offers segments to know that
+    /// by from now on.
+    fn align(&mut self, offered: &[f32], rng: &mut Pcg64Mcg) {
+        let mut frame = self.frame.clone();
+        let wander = frame.align(|segments| self.embed_as_is(segments));
+        frame.offer(offered, |segments| self.embed_as_is(segments), rng);
+        self.frame = frame;
+        if let Some(step) = &mut self.last_step {
+            step.wander = wander;
+        }
     }
 
     /// What the momentum network makes of a batch's positives.

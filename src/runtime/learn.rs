@@ -260,6 +260,7 @@ impl<'a> Learn<'a> {
             metrics::gauge!(telemetry::LEARNER_ALIGNMENT).set(f64::from(step.alignment));
             metrics::gauge!(telemetry::LEARNER_UNIFORMITY).set(f64::from(step.health.uniformity));
             metrics::gauge!(telemetry::LEARNER_RANK).set(f64::from(step.health.rank));
+            metrics::gauge!(telemetry::LEARNER_WANDER).set(f64::from(step.wander));
         }
     }
 }
