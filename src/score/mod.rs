@@ -182,6 +182,9 @@ struct Findings {
     around: Around,
 }
 
+/// Windows back from which on a key's segments count for its distance: what lasts for a while would
+/// soon be its own nearest neighbour, and less far than anything normal.
+const EPISODE: u64 = 6;
 /// Segments that the pipeline's memory of normal holds.
 const REMEMBERED: usize = 1024;
 /// A segment of an alert enters the memory once in this many: a fault is not normal, but a regime
@@ -276,9 +279,10 @@ impl Scorer {
         // each other in time, or of other keys and as good a sample as those before.
         let known = self.memory.len();
         let cosines = self.memory.cosines(&embedded.embeddings);
-        let distance_of = |memory: &Memory, likenesses: &[f32], row: usize, origin: &Origin| {
-            memory.distance(&likenesses[row * known..(row + 1) * known], origin, self.reach)
+        let distance_of = |memory: &Memory, likenesses: &[f32], row, origin: &Origin, reach| {
+            memory.distance(&likenesses[row * known..(row + 1) * known], origin, reach)
         };
+        let (reach, episode) = (self.reach, EPISODE * self.reach);
         let looks_at_shape = self.config.parts.contains(&Part::Shape);
         let likenesses = if looks_at_shape {
             self.memory.likenesses(&embedded.values, self.shape.length)
@@ -287,12 +291,12 @@ impl Scorer {
         };
         let origins = || embedded.origins.iter().enumerate();
         let distances: Vec<Option<f32>> = origins()
-            .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin))
+            .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin, episode))
             .collect();
         let shapes: Vec<Option<f32>> = origins()
             .map(|(row, origin)| {
-                let difference =
-                    looks_at_shape.then(|| distance_of(&self.memory, &likenesses, row, origin));
+                let difference = looks_at_shape
+                    .then(|| distance_of(&self.memory, &likenesses, row, origin, reach));
                 difference.flatten().map(f32::sqrt)
             })
             .collect();
@@ -363,8 +367,8 @@ impl Scorer {
                     let occluded = causes::occluded(values, self.shape.channels);
                     let cosines = self.memory.cosines(&learner.embed_standardised(&occluded));
                     let nearer = |channel: usize| {
-                        let cosines = &cosines[channel * known..(channel + 1) * known];
-                        let without = self.memory.distance(cosines, &origin, self.reach);
+                        let without =
+                            distance_of(&self.memory, &cosines, channel, &origin, episode);
                         distances[row].unwrap_or(0.0) - without.unwrap_or(0.0)
                     };
                     let mut weights: Vec<f32> = (0..self.shape.channels).map(nearer).collect();
@@ -377,7 +381,8 @@ impl Scorer {
                     if looks_at_shape {
                         let likenesses = self.memory.likenesses(&occluded, self.shape.length);
                         let nearer = |channel: usize| {
-                            let without = distance_of(&self.memory, &likenesses, channel, &origin);
+                            let without =
+                                distance_of(&self.memory, &likenesses, channel, &origin, reach);
                             shapes[row].unwrap_or(0.0) - without.map_or(0.0, f32::sqrt)
                         };
                         let weights = (0..self.shape.observed).map(nearer).collect();
