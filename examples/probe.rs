@@ -1,7 +1,8 @@
 //! What embeddings are worth: a linear classifier on the trajectories of labelled series.
 //!
 //! ```sh
-//! cargo run --release --example probe -- FOLDER [--passes N] [--only NAME,NAME] [KEY=VALUE]…
+//! cargo run --release --example probe -- FOLDER [--passes N] [--only NAME,NAME] \
+//!     [--windows PART,PART] [KEY=VALUE]…
 //! ```
 //!
 //! The folder has a folder per collection, with `train.csv` and `test.csv` (`scripts/series` writes
@@ -11,9 +12,10 @@
 //! their beginning, and each becomes one vector: its trajectory, with its extremes. Ridge regression is
 //! fitted to the training series' vectors and labels, and asked about the others.
 //!
-//! All collections have the same settings; windows are half as long as the shortest training series.
-//! `KEY=VALUE` changes a key of the pipeline: `training.learning_rate=1e-30` leaves the encoder as it
-//! was drawn at random.
+//! All collections have the same settings. Two models learn side by side, as two services on one topic
+//! would, of windows that are half and a sixteenth as long as the shortest training series, and a
+//! series' vector is made of both: `--windows 2` is the long ones alone. `KEY=VALUE` changes a key of
+//! the pipeline: `training.learning_rate=1e-30` leaves the encoders as they were drawn at random.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,19 +40,27 @@ const PUBLISHED: [(&str, f64); 6] = [
     ("JapaneseVowels", 0.984),
 ];
 
+/// How many windows of each model the shortest series is as long as.
+const WINDOWS: [usize; 2] = [2, 16];
 /// Windows that overlap with the next by all but this part of them.
 const STRIDES: usize = 8;
 /// Samples of a window, at least.
 const SHORTEST_WINDOW: usize = 4;
 
 fn main() -> anyhow::Result<()> {
-    let usage = "usage: probe FOLDER [--passes N] [--only NAME,NAME] [KEY=VALUE]…";
+    let usage =
+        "usage: probe FOLDER [--passes N] [--only NAME,NAME] [--windows PART,PART] [KEY=VALUE]…";
     let mut arguments = std::env::args().skip(1);
     let (mut folder, mut passes, mut only, mut overrides) = (None, 1, None, Vec::new());
+    let mut parts = WINDOWS.to_vec();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--passes" => passes = arguments.next().context(usage)?.parse()?,
             "--only" => only = Some(arguments.next().context(usage)?),
+            "--windows" => {
+                let list = arguments.next().context(usage)?;
+                parts = list.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            }
             _ if argument.contains('=') => overrides.push(argument),
             _ => folder = Some(PathBuf::from(argument)),
         }
@@ -87,20 +97,29 @@ fn main() -> anyhow::Result<()> {
         }
         let [train, test] = files.map(|file| Split::read(&file));
         let (train, test) = (train?, test?);
-        let pipeline = pipeline(&train, &overrides)?;
-        let (learner, seconds) = learn(&pipeline, &train, passes)?;
-        let accuracy = Ridge::fit(&vectors(&pipeline, &learner, &train)?)
-            .accuracy(&vectors(&pipeline, &learner, &test)?);
-        let (loss, rank) =
-            learner.last_step().map_or((0.0, 0.0), |step| (step.loss, step.health.rank));
-        println!(
-            "{name:<22} {accuracy:>8.3} {:>9} {:>6} {:>8} {:>6} {:>7.0} {loss:>6.3} {rank:>6.1}",
-            published.map_or(String::new(), |accuracy| format!("{accuracy:.3}")),
-            pipeline.windows.length_samples(),
-            learner.seen(),
-            learner.version(),
-            learner.version() as f64 / seconds,
-        );
+        let (mut of_train, mut of_test, mut models) = (Vec::new(), Vec::new(), Vec::new());
+        for part in &parts {
+            let pipeline = pipeline(&train, *part, &overrides)?;
+            let (learner, seconds) = learn(&pipeline, &train, passes)?;
+            of_train.push(vectors(&pipeline, &learner, &train)?);
+            of_test.push(vectors(&pipeline, &learner, &test)?);
+            let (loss, rank) =
+                learner.last_step().map_or((0.0, 0.0), |step| (step.loss, step.health.rank));
+            models.push(format!(
+                "{:>6} {:>8} {:>6} {:>7.0} {loss:>6.3} {rank:>6.1}",
+                pipeline.windows.length_samples(),
+                learner.seen(),
+                learner.version(),
+                learner.version() as f64 / seconds,
+            ));
+        }
+        let (of_train, of_test) = (Vectors::beside(&of_train), Vectors::beside(&of_test));
+        let accuracy = Ridge::fit(&of_train).accuracy(&of_test);
+        let published_too = published.map_or(String::new(), |accuracy| format!("{accuracy:.3}"));
+        println!("{name:<22} {accuracy:>8.3} {published_too:>9} {}", models[0]);
+        for model in &models[1..] {
+            println!("{:<41} {model}", "");
+        }
         if let Some(published) = published {
             ours.push(accuracy);
             theirs.push(*published);
@@ -139,9 +158,10 @@ impl Split {
     }
 }
 
-/// The one pipeline file, but for channels and the length of windows.
-fn pipeline(train: &Split, overrides: &[String]) -> anyhow::Result<Pipeline> {
-    let length = (train.shortest / 2).max(SHORTEST_WINDOW);
+/// The one pipeline file, but for channels and the length of windows: the shortest series is as long as
+/// `part` of them.
+fn pipeline(train: &Split, part: usize, overrides: &[String]) -> anyhow::Result<Pipeline> {
+    let length = (train.shortest / part.max(1)).max(SHORTEST_WINDOW);
     let stride = (length / STRIDES).max(1);
     let text = format!(
         "name = 'probe'
@@ -201,6 +221,19 @@ struct Vectors {
     values: Vec<f64>,
     width: usize,
     labels: Vec<String>,
+}
+
+impl Vectors {
+    /// One vector per series, made of those of several models.
+    fn beside(models: &[Self]) -> Self {
+        let series = models[0].labels.len();
+        let of_series = |at: usize| models.iter().flat_map(move |m| row(&m.values, at, m.width));
+        Self {
+            values: (0..series).flat_map(of_series).copied().collect(),
+            width: models.iter().map(|model| model.width).sum(),
+            labels: models[0].labels.clone(),
+        }
+    }
 }
 
 /// Embeds all series with the model as it is. A series shorter than a window is all zeros.
