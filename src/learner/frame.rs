@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::graph::NamedTensor;
 use super::kernels::{Matrix, dot, multiply};
 
 /// Where embeddings are turned to, and by what that is known.
@@ -50,6 +51,16 @@ impl Frame {
             dimension,
             size,
         }
+    }
+
+    /// The rotation, under a name: what embeddings `[segments, embedding]` are multiplied by.
+    pub fn tensor(&self, name: &str) -> Option<NamedTensor<'_>> {
+        let values = self.rotation.as_deref()?;
+        Some(NamedTensor {
+            name: name.to_owned(),
+            shape: vec![self.dimension, self.dimension],
+            values,
+        })
     }
 
     /// Turns a model's own `embeddings` `[segments, embedding]` into the frame.

@@ -242,9 +242,12 @@ impl Learner {
         &self.model.shape
     }
 
-    /// The tensors of the model, and those of the momentum encoder that follows it.
+    /// The tensors of the model, the rotation of what it publishes among them, and those of the momentum
+    /// encoder that follows it.
     pub fn tensors(&self) -> [Vec<NamedTensor<'_>>; 2] {
-        [self.model.network.tensors(), self.model.momentum.tensors()]
+        let mut model = self.model.network.tensors();
+        model.extend(self.model.frame.tensor("frame.rotation"));
+        [model, self.model.momentum.tensors()]
     }
 
     /// Entries of the queue, and their mean age in training steps.
