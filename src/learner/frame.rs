@@ -1,7 +1,7 @@
 //! The frame that embeddings are published in.
 //!
 //! InfoNCE cares for angles between embeddings and not for where they point, so that while a model
-//! learns, all of them turn together, and those of a week ago do not compare with today's. A
+//! learns, all of them turn together, and those of one version do not compare with another's. A
 //! [`Frame`] turns them back: it remembers what some segments' embeddings were when they were first
 //! seen, and finds the rotation that brings today's embeddings of the same segments nearest to them
 //! (orthogonal Procrustes, Schönemann 1966).
@@ -17,8 +17,8 @@ use super::kernels::{Matrix, dot, multiply};
 /// Where embeddings are turned to, and by what that is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Frame {
-    /// `[embedding, embedding]`, orthogonal; `None` before the first training step.
-    rotation: Option<Vec<f32>>,
+    /// `[embedding, embedding]`, orthogonal.
+    rotation: Vec<f32>,
     /// Segments `[references, channels, time]`, standardised: a uniform sample of all that were
     /// offered (algorithm R, Vitter 1985).
     segments: Arc<Vec<f32>>,
@@ -26,6 +26,7 @@ pub struct Frame {
     published: Arc<Vec<f32>>,
     /// Segments offered so far.
     offered: u64,
+    wander: f32,
     dimension: usize,
     /// Values of a segment.
     size: usize,
@@ -44,57 +45,60 @@ impl Frame {
     /// No rotation yet, for segments of `size` values embedded in `dimension`.
     pub fn new(dimension: usize, size: usize) -> Self {
         Self {
-            rotation: None,
+            rotation: identity(dimension),
             segments: Arc::default(),
             published: Arc::default(),
             offered: 0,
+            wander: 0.0,
             dimension,
             size,
         }
     }
 
     /// The rotation, under a name: what embeddings `[segments, embedding]` are multiplied by.
-    pub fn tensor(&self, name: &str) -> Option<NamedTensor<'_>> {
-        let values = self.rotation.as_deref()?;
-        Some(NamedTensor {
+    pub fn tensor(&self, name: &str) -> NamedTensor<'_> {
+        NamedTensor {
             name: name.to_owned(),
             shape: vec![self.dimension, self.dimension],
-            values,
-        })
+            values: &self.rotation,
+        }
+    }
+
+    /// How far the embeddings of the references are, once aligned, from what was published of them:
+    /// the mean of `1 - cosine`, as of the last alignment.
+    pub fn wander(&self) -> f32 {
+        self.wander
     }
 
     /// Turns a model's own `embeddings` `[segments, embedding]` into the frame.
-    pub fn turn(&self, embeddings: Vec<f32>) -> Vec<f32> {
-        let Some(rotation) = &self.rotation else { return embeddings };
+    pub fn turn(&self, embeddings: &[f32]) -> Vec<f32> {
         let rows = embeddings.len() / self.dimension;
         let mut turned = vec![0.0; embeddings.len()];
-        let rotation = Matrix::new(rotation, self.dimension, self.dimension);
-        multiply(&mut turned, false, Matrix::new(&embeddings, rows, self.dimension), rotation);
+        let rotation = Matrix::new(&self.rotation, self.dimension, self.dimension);
+        multiply(&mut turned, false, Matrix::new(embeddings, rows, self.dimension), rotation);
         turned
     }
 
-    /// Finds the rotation anew for a model that has changed, and returns how far its embeddings of
-    /// the references still are from what was published of them: the mean of `1 - cosine`.
-    ///
-    /// `embed` gives the model's own embeddings of standardised segments.
-    pub fn align(&mut self, embed: impl FnOnce(&[f32]) -> Vec<f32>) -> f32 {
+    /// Finds the rotation anew for a model that has changed; `embed` gives its own embeddings of
+    /// standardised segments.
+    pub fn align(&mut self, embed: impl FnOnce(&[f32]) -> Vec<f32>) {
         let dimension = self.dimension;
         let references = self.published.len() / dimension;
-        let mut rotation = self.rotation.take().unwrap_or_else(|| identity(dimension));
         if references == 0 {
-            self.rotation = Some(rotation);
-            return 0.0;
+            return;
         }
         let embeddings = embed(&self.segments);
         let ours = Matrix::new(&embeddings, references, dimension).transposed();
         let theirs = Matrix::new(&self.published, references, dimension);
         let inertia = INERTIA * references as f32;
+        let mut rotation = std::mem::take(&mut self.rotation);
         rotation.iter_mut().for_each(|value| *value *= inertia);
         multiply(&mut rotation, true, ours, theirs);
-        self.rotation = Some(nearest_orthogonal(rotation, dimension));
-        let turned = self.turn(embeddings);
+        self.rotation = nearest_orthogonal(rotation, dimension);
+        let turned = self.turn(&embeddings);
         let pairs = turned.chunks_exact(dimension).zip(self.published.chunks_exact(dimension));
-        pairs.map(|(now, then)| 1.0 - dot(now, then)).sum::<f32>() / references as f32
+        let distances = pairs.map(|(now, then)| 1.0 - dot(now, then));
+        self.wander = distances.sum::<f32>() / references as f32;
     }
 
     /// Offers standardised `segments` as references, once the model is aligned; `embed` as above.
@@ -124,7 +128,7 @@ impl Frame {
         let chosen =
             taken.iter().flat_map(|place| &self.segments[place * self.size..][..self.size]);
         let chosen: Vec<f32> = chosen.copied().collect();
-        let embeddings = self.turn(embed(&chosen));
+        let embeddings = self.turn(&embed(&chosen));
         let published = Arc::make_mut(&mut self.published);
         published.resize(self.segments.len() / self.size * self.dimension, 0.0);
         for (place, embedding) in taken.iter().zip(embeddings.chunks_exact(self.dimension)) {
@@ -232,10 +236,11 @@ mod tests {
     fn a_model_that_turns_goes_on_being_published_as_before() {
         let mut rng = Pcg64Mcg::seed_from_u64(2);
         let mut frame = Frame::new(DIMENSION, DIMENSION);
-        assert_eq!(frame.align(<[f32]>::to_vec), 0.0);
+        frame.align(<[f32]>::to_vec);
+        assert_eq!(frame.wander(), 0.0);
         frame.offer(&embeddings(200, &mut rng), <[f32]>::to_vec, &mut rng);
         let others = embeddings(50, &mut rng);
-        let before = frame.turn(others.clone());
+        let before = frame.turn(&others);
         assert!(farthest(&before, &others) < 1e-6);
         let mut turn = identity(DIMENSION);
         for _ in 0..40 {
@@ -243,15 +248,15 @@ mod tests {
             step.iter_mut().for_each(|value| *value *= 0.1);
             step.iter_mut().step_by(DIMENSION + 1).for_each(|value| *value += 1.0);
             turn = product(&turn, &nearest_orthogonal(step, DIMENSION));
-            let far = frame.align(|segments| product(segments, &turn));
-            assert!(far < 2e-3, "{far}");
+            frame.align(|segments| product(segments, &turn));
+            assert!(frame.wander() < 2e-3, "{}", frame.wander());
             // Those that come later are remembered as they are published, not as the model has them.
             let newer = embeddings(50, &mut rng);
             frame.offer(&newer, |segments| product(segments, &turn), &mut rng);
         }
         let turned = product(&others, &turn);
         assert!(likeness(&turned, &before) < 0.5);
-        let after = frame.turn(turned);
+        let after = frame.turn(&turned);
         assert!(likeness(&after, &before) > 0.99, "{}", likeness(&after, &before));
     }
 
@@ -263,15 +268,17 @@ mod tests {
         let mut flat = embeddings(100, &mut rng);
         flat.chunks_exact_mut(DIMENSION).for_each(|row| row[DIMENSION - 1] = 0.0);
         frame.offer(&flat, <[f32]>::to_vec, &mut rng);
-        assert!(frame.align(<[f32]>::to_vec).abs() < 1e-2);
+        frame.align(<[f32]>::to_vec);
+        assert!(frame.wander().abs() < 1e-2);
         let mut unseen = vec![0.0; DIMENSION];
         unseen[DIMENSION - 1] = 1.0;
-        assert!(farthest(&frame.turn(unseen.clone()), &unseen) < 1e-3);
+        assert!(farthest(&frame.turn(&unseen), &unseen) < 1e-3);
         let shuffled = |segments: &[f32]| {
             let mut segments = segments.to_vec();
             segments.rotate_left(7 * DIMENSION);
             segments
         };
-        assert!(frame.align(shuffled) > 0.3);
+        frame.align(shuffled);
+        assert!(frame.wander() > 0.3);
     }
 }

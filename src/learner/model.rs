@@ -114,7 +114,7 @@ impl Model {
 
     /// Embeds standardised segments `[segments, channels, time]`, in the frame of all versions.
     pub fn embed(&self, values: &[f32]) -> Vec<f32> {
-        self.frame.turn(self.embed_as_is(values))
+        self.frame.turn(&self.embed_as_is(values))
     }
 
     /// Embeds standardised segments `[segments, channels, time]`, in the frame of this version.
@@ -128,7 +128,7 @@ impl Model {
     pub fn encode(&self, values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let encode = |views: Views<'_>| self.network.forward(&mut Graph::inference(), views);
         let Encoded { embeddings, projections, .. } = Encoded::join(self.in_parts(values, encode));
-        (self.frame.turn(embeddings.into_values()), projections.into_values())
+        (self.frame.turn(embeddings.values()), projections.into_values())
     }
 
     /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the

@@ -127,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn near_are_those_of_the_same_key_within_reach() {
+        let mut queue = Queue::new(8, 1);
+        let at = |key, sequence| Origin { sequence, ..origin(key) };
+        queue.push(&[1.0, 2.0, 3.0], &[at(1, 0), at(2, 0), at(1, 9)], 1);
+        let by_key = queue.by_key(queue.len());
+        assert_eq!(queue.near(&by_key, &at(1, 8), 2).collect::<Vec<_>>(), [2]);
+        assert_eq!(queue.near(&by_key, &at(3, 0), 2).count(), 0);
+    }
+
+    #[test]
     fn entries_of_steps_that_were_taken_back_are_dropped_and_the_rest_keeps_its_order() {
         let mut queue = Queue::new(4, 1);
         for step in 1..=6 {

@@ -39,9 +39,6 @@ pub struct Step {
     pub alignment: f32,
     /// How much of its space the model used for the anchors.
     pub health: Health,
-    /// How far reference segments' embeddings are from what was published of them, as of the last
-    /// alignment: the mean of `1 - cosine`.
-    pub wander: f32,
 }
 
 /// Pairs to train on, in a fixed number of parts.
@@ -155,7 +152,6 @@ impl Model {
 
         let sum = |part: fn(&InfoNce) -> f32| found.iter().map(part).sum();
         let log_scale: f32 = sum(|found| found.log_scale);
-        let wander = self.last_step.as_ref().map_or(0.0, |step| step.wander);
         self.last_step = Some(Step {
             loss: sum(|found| found.loss),
             accuracy: sum(|found| found.accuracy),
@@ -166,7 +162,6 @@ impl Model {
                 batch,
             ),
             health,
-            wander,
         });
         let mut gradients = optimizer::sum(gradients);
         let norm = optimizer::clip(&mut gradients, settings.training.clip_norm);
@@ -190,12 +185,9 @@ impl Model {
     /// by from now on.
     fn align(&mut self, offered: &[f32], rng: &mut Pcg64Mcg) {
         let mut frame = self.frame.clone();
-        let wander = frame.align(|segments| self.embed_as_is(segments));
+        frame.align(|segments| self.embed_as_is(segments));
         frame.offer(offered, |segments| self.embed_as_is(segments), rng);
         self.frame = frame;
-        if let Some(step) = &mut self.last_step {
-            step.wander = wander;
-        }
     }
 
     /// What the momentum network makes of a batch's positives.

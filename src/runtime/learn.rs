@@ -253,6 +253,7 @@ impl<'a> Learn<'a> {
         metrics::gauge!(telemetry::LEARNER_QUEUE).set(entries as f64);
         metrics::gauge!(telemetry::LEARNER_QUEUE_AGE).set(age);
         metrics::gauge!(telemetry::LEARNER_TEMPERATURE).set(f64::from(1.0 / learner.scale()));
+        metrics::gauge!(telemetry::LEARNER_WANDER).set(f64::from(learner.wander()));
         if let Some(step) = learner.last_step() {
             metrics::gauge!(telemetry::LEARNER_LOSS).set(f64::from(step.loss));
             metrics::gauge!(telemetry::LEARNER_ACCURACY).set(f64::from(step.accuracy));
@@ -260,7 +261,6 @@ impl<'a> Learn<'a> {
             metrics::gauge!(telemetry::LEARNER_ALIGNMENT).set(f64::from(step.alignment));
             metrics::gauge!(telemetry::LEARNER_UNIFORMITY).set(f64::from(step.health.uniformity));
             metrics::gauge!(telemetry::LEARNER_RANK).set(f64::from(step.health.rank));
-            metrics::gauge!(telemetry::LEARNER_WANDER).set(f64::from(step.wander));
         }
     }
 }
