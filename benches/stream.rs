@@ -3,10 +3,10 @@
 //! its result. `checkpoint.delivery` is at least once but where the name says otherwise.
 //!
 //! Needs a broker: `make broker`, then `eval "$(scripts/kafka env)"`. `PEERS_PYTHON` names a Python
-//! with quixstreams, river and jax for the jobs of `scripts/peers/stream.py` (`make bench-peers` sees
-//! to both). Everything takes its turn `RUNS` (3) times; medians and ratios are printed. Records are
-//! JSON of 8 channels, some 150 bytes; segments of 64 samples every 8, all scored; training as it is
-//! by default.
+//! with quixstreams, bytewax, pathway, river and jax for the jobs of `scripts/peers/stream.py`
+//! (`make bench-peers` sees to both). Everything takes its turn `RUNS` (3) times; medians and ratios
+//! are printed. Records are JSON of 8 channels, some 150 bytes; segments of 64 samples every 8, all
+//! scored; training as it is by default.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -50,7 +50,11 @@ fn main() {
 fn run() {
     let topic = unique("stream");
     create_topic(&topic, PARTITIONS, &[]);
-    let bytes = fill(&topic);
+    let bytes = fill(&topic, READINGS);
+    // For what reads a topic as a whole.
+    let short = format!("{topic}.short");
+    create_topic(&short, PARTITIONS, &[]);
+    fill(&short, FOR_PYTHON / MACHINES);
     let records = MACHINES * READINGS;
     println!("{records} records of {} bytes, {PARTITIONS} partitions", bytes / records);
     let python = env::var("PEERS_PYTHON").ok();
@@ -64,8 +68,9 @@ fn run() {
         ("contrastream-mlp", Box::new(|| run_once(&topic, "mlp", "at-least-once"))),
     ];
     if let Some(python) = &python {
-        for kind in ["river", "jax"] {
-            let topic = topic.as_str();
+        for (kind, topic) in
+            [("river", &topic), ("jax", &topic), ("bytewax", &topic), ("pathway", &short)]
+        {
             contenders.push((kind, Box::new(move || peer(python, kind, topic))));
         }
     }
@@ -90,11 +95,11 @@ fn run() {
     }
 }
 
-/// Writes all records, those of a machine to one partition; returns their bytes.
-fn fill(topic: &str) -> usize {
+/// Writes `readings` of each machine, all of a machine to one partition; returns their bytes.
+fn fill(topic: &str, readings: usize) -> usize {
     let producer = producer();
     let mut bytes = 0;
-    for reading in 0..READINGS {
+    for reading in 0..readings {
         for machine in 0..MACHINES {
             bytes += send(
                 &producer,
