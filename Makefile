@@ -38,7 +38,7 @@ bench-quick: ## Look in a few minutes whether something became slower
 	@scripts/setup build
 	@PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" scripts/bench-quick
 
-bench-peers: ## Run the benchmarks beside JAX and beside Python jobs with River and JAX, on a broker
+bench-peers: ## Run the benchmarks beside JAX and candle, and beside Python jobs, on a broker
 	@scripts/setup build
 	@PATH="$$PATH:$${CARGO_HOME:-$$HOME/.cargo}/bin" scripts/bench-peers
 
@@ -46,6 +46,7 @@ lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 	@scripts/setup build
 	@$(CARGO) fmt --check
 	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
+	@$(CARGO) fmt --check --manifest-path benches/peers/candle/Cargo.toml
 	@$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 	@$(CARGO) clippy --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
@@ -58,6 +59,7 @@ lint: ## Check formatting, lints and, where shellcheck is installed, the scripts
 fmt: ## Format the code
 	@$(CARGO) fmt
 	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
+	@$(CARGO) fmt --manifest-path benches/peers/candle/Cargo.toml
 
 doc: ## Build the documentation; broken links are errors
 	@scripts/setup build
