@@ -41,6 +41,8 @@ class Clock:
             self.began = time.perf_counter()
 
     def tell(self, kind, records):
+        if self.ended is None:
+            sys.exit(f"{kind}: no record came")
         print(f"{kind} {records / (self.ended - self.began):.0f}", flush=True)
 
 
