@@ -7,6 +7,9 @@
 //! projection head, batch 256. Layers, gradients and Adam are candle's own. `yardstick` is a product of
 //! two matrices of 256 x 256.
 
+#[path = "../../../measure/mod.rs"]
+mod measure;
+
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -15,6 +18,8 @@ use candle_nn::{
     AdamW, Conv1d, Conv1dConfig, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap,
     conv1d, linear,
 };
+
+use measure::{count, median, wanted};
 
 const CPU: Device = Device::Cpu;
 const CHANNELS: usize = 8;
@@ -240,25 +245,18 @@ fn segments(count: usize) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, (count, CHANNELS, LENGTH), &CPU)
 }
 
-fn is_wanted(name: &str) -> bool {
-    std::env::args().nth(1).is_none_or(|wanted| name.contains(&wanted))
-}
-
 fn time(name: &str, mut run: impl FnMut() -> Result<()>) -> Result<()> {
-    if !is_wanted(name) {
+    if wanted().is_some_and(|wanted| !name.contains(&wanted)) {
         return Ok(());
     }
-    let runs: usize = std::env::var("RUNS").map_or(31, |runs| runs.parse().expect("a number"));
+    (0..5).try_for_each(|_| run())?;
     let mut times = Vec::new();
-    for number in 0..5 + runs {
+    for _ in 0..count("RUNS", 31) {
         let began = Instant::now();
         run()?;
-        if number >= 5 {
-            times.push(began.elapsed().as_secs_f64() * 1e6);
-        }
+        times.push(began.elapsed().as_secs_f64() * 1e6);
     }
-    times.sort_by(f64::total_cmp);
-    println!("{name} {:.1}", times[times.len() / 2]);
+    println!("{name} {:.1}", median(times));
     Ok(())
 }
 
