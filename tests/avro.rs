@@ -160,7 +160,7 @@ fn avro_goes_in_through_a_change_of_its_schema_and_comes_out() {
     let embeddings = read_avro(&plant.topic("embeddings"));
     assert_segments(&embeddings, &machines);
     let common = ["pipeline", "window_start", "window_end", "model_version"];
-    let own = ["topic", "partition", "first_offset", "last_offset", "embedding"];
+    let own = ["topic", "partition", "first_offset", "last_offset", "embedding", "wander"];
     assert_as_in_parquet(&plant, &embeddings, &[&common[..], &own].concat());
     let anomalies = read_avro(&plant.topic("anomalies"));
     assert_segments(&anomalies, &machines);
@@ -347,7 +347,7 @@ consumer.close()
     assert_eq!(totals, (120 * MACHINES as u64, 0));
     let common = ["pipeline", "window_start", "window_end", "model_version"];
     for (kind, own) in [
-        ("embeddings", &["embedding", "first_offset", "last_offset", "topic"][..]),
+        ("embeddings", &["embedding", "first_offset", "last_offset", "topic", "wander"][..]),
         ("anomalies", &["score", "p_value", "alert", "causes", "missing", "warm", "change_point"]),
     ] {
         let rows = python(READ, &arguments(&[&brokers(), &plant.topic(kind)]));

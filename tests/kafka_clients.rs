@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contrastream::config;
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{Cause, KafkaSink, Outputs, Score, SegmentMeta, Sink as _, SinkError};
+use contrastream::sink::{
+    Cause, KafkaSink, ModelVersion, Outputs, Score, SegmentMeta, Sink as _, SinkError,
+};
 use contrastream::source::{
     Assignment, Event, KafkaSource, Lane, Messages, Payload, Source, SourceBatch, SourceError,
 };
@@ -817,7 +819,7 @@ fn outputs(segments: Vec<SegmentMeta>) -> Outputs {
         embeddings: segments.iter().flat_map(|_| [0.6, -0.8]).collect(),
         scores: segments.iter().map(|_| calm()).collect(),
         segments,
-        model_version: 3,
+        model_version: ModelVersion { steps: 3, wander: 0.25 },
     }
 }
 
@@ -857,7 +859,7 @@ fn results_are_read_back_by_another_client() {
         format!(r#"{{"pipeline":"{name}","key":"pump-1","window_start":1700000000000000,"#)
             + r#""window_end":1700000001000000,"sequence":7,"model_version":3,"#
             + r#""embedding":[0.6,-0.8],"topic":"plant.sensors","partition":1,"#
-            + r#""first_offset":10,"last_offset":20}"#;
+            + r#""first_offset":10,"last_offset":20,"wander":0.25}"#;
     assert_eq!(embeddings[0].value, expected);
 
     let anomalies = read(&format!("{name}.anomalies"), 2);

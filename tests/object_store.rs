@@ -19,7 +19,7 @@ use arrow::datatypes::{Float64Type, Int64Type};
 use bytes::Bytes;
 use contrastream::config::{self, ByteSize, Location, PartitionColumn, Pipeline};
 use contrastream::objects::{ObjectErrorKind, Objects, Renamed};
-use contrastream::sink::{Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
+use contrastream::sink::{ModelVersion, Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
 use contrastream::source::Lane;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
@@ -221,7 +221,7 @@ fn output(key: &str, sequence: u64) -> Outputs {
         segments: vec![segment],
         embeddings: vec![0.6, -0.8],
         scores: vec![score],
-        model_version: 42,
+        model_version: ModelVersion { steps: 42, wander: 0.25 },
     }
 }
 

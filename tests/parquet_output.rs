@@ -5,7 +5,9 @@ use std::process::Command;
 
 use contrastream::config::{self, ByteSize, PartitionColumn, Pipeline};
 use contrastream::decode::DeadLetter;
-use contrastream::sink::{Cause, Outputs, ParquetSink, Score, SegmentMeta, Sink as _};
+use contrastream::sink::{
+    Cause, ModelVersion, Outputs, ParquetSink, Score, SegmentMeta, Sink as _,
+};
 use contrastream::source::Lane;
 use tempfile::TempDir;
 
@@ -51,7 +53,8 @@ fn sink(folder: &TempDir, partition_by: &[PartitionColumn]) -> ParquetSink {
 
 /// 200 segments of two keys, an hour apart, from noon on; every 50th is an alert.
 fn outputs() -> Outputs {
-    let mut outputs = Outputs { model_version: 42, ..Outputs::default() };
+    let mut outputs =
+        Outputs { model_version: ModelVersion { steps: 42, wander: 0.25 }, ..Outputs::default() };
     for row in 0..200 {
         let end = NOON + row as i64 / 2 * HOUR;
         outputs.segments.push(SegmentMeta {
@@ -113,7 +116,7 @@ expected = {
     "p_value": pa.float64(), "surprise": pa.float32(), "distance": pa.float32(),
     "residual": pa.float32(), "alert": pa.bool_(), "alert_id": pa.string(),
     "causes": pa.list_(cause), "missing": pa.list_(pa.string()), "warm": pa.bool_(),
-    "change_point": pa.bool_(), "date": pa.dictionary(pa.int32(), pa.string()),
+    "change_point": pa.bool_(), "wander": pa.float32(), "date": pa.dictionary(pa.int32(), pa.string()),
 }
 table = pq.read_table(sys.argv[1])
 assert {field.name: field.type for field in table.schema} == expected, table.schema
@@ -128,7 +131,7 @@ assert first["window_start"] == noon - datetime.timedelta(seconds=63)
 assert first["embedding"] == [0.5, -0.5, 0.5, 0.5]
 assert first["change_point"] and first["alert"] and first["alert_id"] == "alert-0" and not first["warm"]
 assert first["causes"] == [{"channel": "pressure", "share": 0.75}, {"channel": "temperature", "share": 0.25}]
-assert first["model_version"] == 42 and first["partition"] == 3
+assert first["model_version"] == 42 and first["wander"] == 0.25 and first["partition"] == 3
 assert rows[1]["alert_id"] is None and rows[1]["causes"] == []
 assert [row["score"] for row in rows] == [i / 200 for i in range(200)]
 assert all(str(row["window_end"].date()) == row["date"] for row in rows)

@@ -4,7 +4,7 @@ use contrastream::checkpoint::{Checkpoint, Part, Store};
 use contrastream::config::{self, Pipeline};
 use contrastream::decode::Decoder;
 use contrastream::runtime::{Core, SavedCore};
-use contrastream::sink::{Outputs, Score, SegmentMeta};
+use contrastream::sink::{ModelVersion, Outputs, Score, SegmentMeta};
 use contrastream::source::{Lane, Messages};
 use contrastream::window::{Segmenter, Segments, WindowShape};
 use proptest::prelude::*;
@@ -113,7 +113,7 @@ struct Results {
     /// `[segments, embedding]`.
     embeddings: Vec<f32>,
     scores: Vec<Score>,
-    versions: Vec<u64>,
+    versions: Vec<ModelVersion>,
 }
 
 impl Results {

@@ -112,6 +112,7 @@ fn every_segment_comes_out_once_with_the_same_values_everywhere() {
         assert_eq!(json["topic"], plant.topic("sensors"));
         let (sent, written) = (floats(&json["embedding"]), floats(&row["embedding"]));
         assert_eq!(sent, written, "{segment:?}");
+        assert_eq!(float(&json["wander"]), float(&row["wander"]), "{segment:?}");
         let norm: f32 = sent.iter().map(|value| value * value).sum();
         assert!((norm - 1.0).abs() < 1e-3, "{segment:?}: {norm}");
         // Readings are a second apart, and the first is of midnight.

@@ -42,8 +42,10 @@ fn embeddings_have_the_fields_of_the_contract_in_its_order() {
             "partition",
             "first_offset",
             "last_offset",
+            "wander",
         ]
     );
+    assert_eq!(type_of(&embedding, "wander"), &json!(["null", "float"]));
     assert_eq!(type_of(&embedding, "key"), "string");
     assert_eq!(type_of(&embedding, "embedding"), &json!({"type": "array", "items": "float"}));
 }

@@ -10,7 +10,7 @@ use crate::config;
 use crate::keys::{Keys, State};
 use crate::learner::{self, Learner, Trainer};
 use crate::score::{self, Label, Scorer};
-use crate::sink::Outputs;
+use crate::sink::{ModelVersion, Outputs};
 use crate::source::Lane;
 use crate::trajectory::{self, Rules, Trajectory};
 use crate::window::Segments;
@@ -279,7 +279,7 @@ impl Core {
                 segments: segments.meta[range].to_vec(),
                 embeddings: std::mem::take(&mut embedded.embeddings),
                 scores,
-                model_version: learner.version(),
+                model_version: ModelVersion { steps: learner.version(), wander: learner.wander() },
             };
             gather(trajectories, (keys, clock), &outputs, &embedded.slots, ended)?;
             // Before a training step, which may take many times as long as scoring did.
@@ -326,7 +326,7 @@ fn gather(
     let rows = outputs.segments.iter().zip(outputs.embeddings.chunks_exact(width.max(1)));
     for (((segment, embedding), score), slot) in rows.zip(&outputs.scores).zip(slots) {
         let before = std::mem::replace(clock, (*clock).max(segment.window_end));
-        let (score, model_version) = (Some(score), outputs.model_version);
+        let (score, model_version) = (Some(score), outputs.model_version.steps);
         let part = trajectory::Part { segment, embedding, model_version, score };
         keys.at(*slot).1.trajectories.add(rules, part, *clock, ended);
         if Rules::is_time_to_look(before, *clock) {
@@ -411,7 +411,7 @@ mod tests {
     }
 
     /// Per segment: the bits of its embedding, its score and the model's version.
-    fn results(core: &mut Core, batches: &[Segments]) -> Vec<(Vec<u32>, Score, u64)> {
+    fn results(core: &mut Core, batches: &[Segments]) -> Vec<(Vec<u32>, Score, ModelVersion)> {
         let mut results = Vec::new();
         for batch in batches {
             core.process(batch, None, |outputs| {
@@ -447,7 +447,7 @@ mod tests {
                 assert_eq!(first, None, "{encoder}, {} batches", batches.len());
             }
             assert!(at_once.iter().any(|(_, score, _)| score.alert));
-            assert!(at_once.last().is_some_and(|(_, _, version)| *version > 5));
+            assert!(at_once.last().is_some_and(|(_, _, version)| version.steps > 5));
         }
     }
 

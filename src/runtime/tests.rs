@@ -180,7 +180,7 @@ impl Sink for Memory {
         {
             let bits = if self.bits {
                 let embedding: Vec<u32> = embedding.iter().map(|value| value.to_bits()).collect();
-                format!(" {:x} {embedding:x?} {}", score.p_value.to_bits(), outputs.model_version)
+                format!(" {:x} {embedding:x?} {:?}", score.p_value.to_bits(), outputs.model_version)
             } else {
                 String::new()
             };

@@ -818,9 +818,11 @@ impl<'a> Cut<'a> {
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use super::super::{Cause, Score, SegmentMeta};
+    use super::super::{Cause, ModelVersion, Score, SegmentMeta};
     use super::*;
     use crate::source::Lane;
+
+    pub(super) const MODEL: ModelVersion = ModelVersion { steps: 5, wander: 0.25 };
 
     pub(super) fn segment() -> SegmentMeta {
         SegmentMeta {

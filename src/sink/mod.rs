@@ -87,8 +87,18 @@ pub struct Outputs {
     /// `[segments, embedding]`, each row of unit length.
     pub embeddings: Vec<f32>,
     pub scores: Vec<Score>,
-    /// Training steps behind the model that made these.
-    pub model_version: u64,
+    /// Of the model that made these.
+    pub model_version: ModelVersion,
+}
+
+/// Which model made some results, and how its embeddings compare with those of other versions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ModelVersion {
+    /// Training steps behind it.
+    pub steps: u64,
+    /// Mean distance (1 - cosine) of reference segments' embeddings from what was once published of
+    /// them: what alignment leaves.
+    pub wander: f32,
 }
 
 /// A file that is whole and durable, though no reader sees it yet. Both names are relative to the

@@ -353,7 +353,7 @@ mod tests {
     use super::*;
     use crate::config::{ByteSize, Pipeline, TimeSpan};
     use crate::sink::Cause;
-    use crate::sink::Score;
+    use crate::sink::{ModelVersion, Score};
     use crate::source::Lane;
 
     /// 2026-01-31T23:59:59Z.
@@ -411,7 +411,7 @@ mod tests {
             segments: vec![segment],
             embeddings: vec![0.6, -0.8],
             scores: vec![score()],
-            model_version: 42,
+            model_version: ModelVersion { steps: 42, wander: 0.25 },
         }
     }
 
@@ -508,6 +508,7 @@ mod tests {
         assert_eq!(rows["first_offset"].as_primitive::<Int64Type>().value(0), 100);
         assert_eq!(rows["last_offset"].as_primitive::<Int64Type>().value(0), 163);
         assert_eq!(rows["model_version"].as_primitive::<Int64Type>().value(0), 42);
+        assert_eq!(rows["wander"].as_primitive::<Float32Type>().value(0), 0.25);
         let embeddings = rows["embedding"].as_fixed_size_list();
         assert_eq!(embeddings.value_length(), 2);
         assert_eq!(

@@ -6,7 +6,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 
 use crate::sink::parquet::rows::{self, Rows};
-use crate::sink::{Score, SegmentMeta};
+use crate::sink::{ModelVersion, Score, SegmentMeta};
 
 /// Rows are gathered up to about this many bytes, so that a message stays below what topics take.
 const MESSAGE_BYTES: u64 = 256 << 10;
@@ -25,7 +25,7 @@ const NOT_OF_EMBEDDINGS: [&str; 11] = [
     "warm",
     "change_point",
 ];
-const NOT_OF_ANOMALIES: [&str; 1] = ["embedding"];
+const NOT_OF_ANOMALIES: [&str; 2] = ["embedding", "wander"];
 
 /// What a message is about.
 #[derive(Clone, Copy)]
@@ -70,7 +70,13 @@ impl ArrowRows {
     }
 
     /// Adds a row.
-    pub fn push(&mut self, segment: &SegmentMeta, embedding: &[f32], score: &Score, model: u64) {
+    pub fn push(
+        &mut self,
+        segment: &SegmentMeta,
+        embedding: &[f32],
+        score: &Score,
+        model: ModelVersion,
+    ) {
         self.rows.push(segment, embedding, score, model);
     }
 
@@ -96,7 +102,7 @@ mod tests {
     use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
     use arrow::ipc::reader::StreamReader;
 
-    use super::super::tests::{score, segment};
+    use super::super::tests::{MODEL, score, segment};
     use super::*;
 
     fn read(message: &[u8]) -> RecordBatch {
@@ -114,8 +120,8 @@ mod tests {
         let mut rows = ArrowRows::new("plant".into(), 2).unwrap();
         let mut message = Vec::new();
         let second = SegmentMeta { sequence: 12, ..segment() };
-        rows.push(&segment(), &[0.6, -0.8], &score(), 5);
-        rows.push(&second, &[1.0, 0.0], &score(), 5);
+        rows.push(&segment(), &[0.6, -0.8], &score(), MODEL);
+        rows.push(&second, &[1.0, 0.0], &score(), MODEL);
         rows.write(Kind::Embeddings, &mut message).unwrap();
         let batch = read(&message);
         assert_eq!(
@@ -131,7 +137,8 @@ mod tests {
                 "first_offset",
                 "last_offset",
                 "model_version",
-                "embedding"
+                "embedding",
+                "wander"
             ]
         );
         assert_eq!(batch["sequence"].as_primitive::<Int64Type>().values(), &[11, 12]);
@@ -141,7 +148,7 @@ mod tests {
         assert_eq!(values.value(0).as_primitive::<Float32Type>().values(), &[0.6, -0.8]);
 
         message.clear();
-        rows.push(&segment(), &[0.6, -0.8], &score(), 5);
+        rows.push(&segment(), &[0.6, -0.8], &score(), MODEL);
         rows.write(Kind::Anomalies, &mut message).unwrap();
         let batch = read(&message);
         assert_eq!(batch.num_rows(), 1);

@@ -3,7 +3,7 @@
 use super::Topics;
 use crate::config::Pipeline;
 use crate::registry::{Registry, RegistryError};
-use crate::sink::{Score, SegmentMeta, SinkError};
+use crate::sink::{ModelVersion, Score, SegmentMeta, SinkError};
 
 const EMBEDDING: &str = include_str!("../../../schemas/embedding.avsc");
 const ANOMALY: &str = include_str!("../../../schemas/anomaly.avsc");
@@ -67,11 +67,11 @@ pub(super) fn embedding(
     schema: u32,
     pipeline: &str,
     segment: &SegmentMeta,
-    model: u64,
+    model: ModelVersion,
     embedding: &[f32],
 ) {
     head(message, schema, pipeline, segment);
-    long(message, model.cast_signed());
+    long(message, model.steps.cast_signed());
     if !embedding.is_empty() {
         long(message, embedding.len() as i64);
         message.extend(embedding.iter().flat_map(|value| value.to_le_bytes()));
@@ -81,6 +81,8 @@ pub(super) fn embedding(
     long(message, segment.lane.partition.into());
     long(message, segment.first_offset);
     long(message, segment.last_offset);
+    long(message, 1);
+    message.extend(model.wander.to_le_bytes());
 }
 
 /// Appends the record of `schemas/anomaly.avsc`.
@@ -89,7 +91,7 @@ pub(super) fn anomaly(
     schema: u32,
     pipeline: &str,
     segment: &SegmentMeta,
-    model: u64,
+    model: ModelVersion,
     score: &Score,
 ) {
     head(message, schema, pipeline, segment);
@@ -111,7 +113,7 @@ pub(super) fn anomaly(
         message.extend(cause.share.to_le_bytes());
     });
     block(message, &score.missing, |message, channel| text(message, channel));
-    long(message, model.cast_signed());
+    long(message, model.steps.cast_signed());
     message.push(score.warm.into());
     long(message, 1);
     message.push(score.turn.into());
@@ -161,7 +163,7 @@ mod tests {
     use arrow_avro::reader::ReaderBuilder;
     use arrow_avro::schema::{AvroSchema, Fingerprint, FingerprintAlgorithm, SchemaStore};
 
-    use super::super::tests::{score, segment};
+    use super::super::tests::{MODEL, score, segment};
     use super::*;
     use crate::registry::double::Double;
 
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn an_embedding_is_read_back_by_its_schema() {
         let mut message = Vec::new();
-        embedding(&mut message, 258, "plant", &segment(), 5, &[0.6, -0.8]);
+        embedding(&mut message, 258, "plant", &segment(), MODEL, &[0.6, -0.8]);
         let batch = read(EMBEDDING, &message);
         let long = |name: &str| batch[name].as_primitive::<Int64Type>().value(0);
         let text = |name: &str| batch[name].as_string::<i32>().value(0).to_owned();
@@ -193,6 +195,7 @@ mod tests {
         assert_eq!(batch["partition"].as_primitive::<Int32Type>().value(0), 3);
         let values = batch["embedding"].as_list::<i32>().value(0);
         assert_eq!(values.as_primitive::<Float32Type>().values(), &[0.6, -0.8]);
+        assert_eq!(batch["wander"].as_primitive::<Float32Type>().value(0), MODEL.wander);
     }
 
     #[test]
@@ -208,7 +211,7 @@ mod tests {
         };
         for score in [score(), calm] {
             let mut message = Vec::new();
-            anomaly(&mut message, 258, "plant", &segment(), 5, &score);
+            anomaly(&mut message, 258, "plant", &segment(), MODEL, &score);
             let batch = read(ANOMALY, &message);
             let double = |name: &str| batch[name].as_primitive::<Float64Type>().value(0);
             let float = |name: &str| batch[name].as_primitive::<Float32Type>().value(0);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::sink::{Cause, Score, SegmentMeta};
+use crate::sink::{Cause, ModelVersion, Score, SegmentMeta};
 
 /// One message on the topic of embeddings.
 #[derive(Serialize)]
@@ -20,13 +20,14 @@ pub(super) struct EmbeddingMessage<'a> {
     partition: i32,
     first_offset: i64,
     last_offset: i64,
+    wander: f32,
 }
 
 impl<'a> EmbeddingMessage<'a> {
     pub(super) fn new(
         pipeline: &'a str,
         segment: &'a SegmentMeta,
-        model: u64,
+        model: ModelVersion,
         embedding: &'a [f32],
     ) -> Self {
         Self {
@@ -35,12 +36,13 @@ impl<'a> EmbeddingMessage<'a> {
             window_start: segment.window_start,
             window_end: segment.window_end,
             sequence: segment.sequence,
-            model_version: model,
+            model_version: model.steps,
             embedding,
             topic: &segment.lane.topic,
             partition: segment.lane.partition,
             first_offset: segment.first_offset,
             last_offset: segment.last_offset,
+            wander: model.wander,
         }
     }
 }
@@ -71,7 +73,7 @@ impl<'a> AnomalyMessage<'a> {
     pub(super) fn new(
         pipeline: &'a str,
         segment: &'a SegmentMeta,
-        model: u64,
+        model: ModelVersion,
         score: &'a Score,
     ) -> Self {
         Self {
@@ -89,7 +91,7 @@ impl<'a> AnomalyMessage<'a> {
             alert_id: score.alert_id.as_deref(),
             causes: Causes(&score.causes),
             missing: &score.missing,
-            model_version: model,
+            model_version: model.steps,
             warm: score.warm,
             change_point: score.turn,
         }
@@ -116,7 +118,7 @@ impl Serialize for Causes<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{score, segment};
+    use super::super::tests::{MODEL, score, segment};
     use super::*;
 
     fn json(message: &impl Serialize) -> String {
@@ -126,14 +128,14 @@ mod tests {
     #[test]
     fn an_embedding_has_its_fields_in_the_documented_order() {
         let segment = segment();
-        let message = EmbeddingMessage::new("plant", &segment, 5, &[0.6, -0.8]);
+        let message = EmbeddingMessage::new("plant", &segment, MODEL, &[0.6, -0.8]);
         assert_eq!(
             json(&message),
             concat!(
                 r#"{"pipeline":"plant","key":"pump \"7\"","window_start":1700000000000000,"#,
                 r#""window_end":1700000063000000,"sequence":11,"model_version":5,"#,
                 r#""embedding":[0.6,-0.8],"topic":"plant.sensors","partition":3,"#,
-                r#""first_offset":40,"last_offset":103}"#
+                r#""first_offset":40,"last_offset":103,"wander":0.25}"#
             )
         );
     }
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn an_anomaly_names_its_causes_and_has_its_fields_in_the_documented_order() {
         let (segment, score) = (segment(), score());
-        let message = AnomalyMessage::new("plant", &segment, 5, &score);
+        let message = AnomalyMessage::new("plant", &segment, MODEL, &score);
         assert_eq!(
             json(&message),
             concat!(
@@ -167,11 +169,11 @@ mod tests {
             missing: Vec::new(),
             ..score()
         };
-        let anomaly = json(&AnomalyMessage::new("plant", &segment, 5, &calm));
+        let anomaly = json(&AnomalyMessage::new("plant", &segment, MODEL, &calm));
         assert!(anomaly.contains(r#""p_value":null,"surprise":null,"distance":null"#));
         assert!(anomaly.contains(r#""alert":false,"alert_id":null,"causes":[]"#));
 
-        let embedding = json(&EmbeddingMessage::new("plant", &segment, 5, &[f32::NAN, 1.0]));
+        let embedding = json(&EmbeddingMessage::new("plant", &segment, MODEL, &[f32::NAN, 1.0]));
         assert!(embedding.contains(r#""embedding":[null,1.0]"#));
     }
 }

@@ -14,7 +14,7 @@ use parquet::basic::{Compression, Encoding};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::sink::{Cause, Score, SegmentMeta};
+use crate::sink::{Cause, ModelVersion, Score, SegmentMeta};
 
 /// Rows of a row group, where the file is not rolled before.
 const ROW_GROUP_ROWS: usize = 128 << 10;
@@ -59,8 +59,9 @@ pub(in crate::sink) fn schema(embedding: usize) -> Result<SchemaRef, ArrowError>
         Field::new("causes", DataType::List(cause_field()), false),
         Field::new("missing", DataType::List(missing_field()), false),
         Field::new("warm", DataType::Boolean, false),
-        // Files of earlier versions lack it.
+        // Files of earlier versions lack these.
         Field::new("change_point", DataType::Boolean, true),
+        Field::new("wander", DataType::Float32, true),
     ])))
 }
 
@@ -153,6 +154,7 @@ struct Columns {
     missing: ListBuilder<StringBuilder>,
     warm: Vec<bool>,
     change_point: Vec<bool>,
+    wander: Vec<f32>,
 }
 
 impl Rows {
@@ -172,7 +174,7 @@ impl Rows {
         segment: &SegmentMeta,
         embedding: &[f32],
         score: &Score,
-        model_version: u64,
+        model: ModelVersion,
     ) {
         let columns = &mut self.columns;
         columns.pipeline.append_value(&self.pipeline);
@@ -184,7 +186,7 @@ impl Rows {
         columns.window_end.push(segment.window_end);
         columns.first_offset.push(segment.first_offset);
         columns.last_offset.push(segment.last_offset);
-        columns.model_version.push(model_version.cast_signed());
+        columns.model_version.push(model.steps.cast_signed());
         columns.embedding.extend_from_slice(embedding);
         columns.score.push(score.score);
         columns.p_value.push(score.p_value);
@@ -204,6 +206,7 @@ impl Rows {
         columns.missing.append(true);
         columns.warm.push(score.warm);
         columns.change_point.push(score.turn);
+        columns.wander.push(model.wander);
     }
 
     /// All rows as a batch; none are left.
@@ -248,6 +251,7 @@ impl Rows {
                 missing(columns.missing),
                 Arc::new(BooleanArray::from(columns.warm)),
                 Arc::new(BooleanArray::from(columns.change_point)),
+                Arc::new(Float32Array::from(columns.wander)),
             ],
         )
     }
