@@ -447,7 +447,11 @@ mod tests {
                 assert_eq!(first, None, "{encoder}, {} batches", batches.len());
             }
             assert!(at_once.iter().any(|(_, score, _)| score.alert));
-            assert!(at_once.last().is_some_and(|(_, _, version)| version.steps > 5));
+            assert!(
+                at_once
+                    .last()
+                    .is_some_and(|(_, _, version)| { version.steps > 5 && version.wander > 0.0 })
+            );
         }
     }
 
