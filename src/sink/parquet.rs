@@ -352,8 +352,7 @@ mod tests {
 
     use super::*;
     use crate::config::{ByteSize, Pipeline, TimeSpan};
-    use crate::sink::Cause;
-    use crate::sink::{ModelVersion, Score};
+    use crate::sink::{Cause, ModelVersion, Score};
     use crate::source::Lane;
 
     /// 2026-01-31T23:59:59Z.
