@@ -5,11 +5,11 @@ score is the largest among the samples within 150 ms of its annotation, the matc
 ANSI/AAMI EC57. Premature beats (A, V) are the anomalies; beats of the first five minutes do not
 count. AUC-PR is average precision over the beats.
 
-The peers see what contrastream sees: both leads, averaged onto a grid of --rate a second. They get
-their best of several window lengths, and of three places that a window's score may be given to: its
-first, middle or last sample. The random cut forest (Guha et al. 2016) also gets its best of windows
-as they are and windows less their means. The matrix profile (Yeh et al. 2016) comes whole, which
-looks ahead, and left, which does not; of each lead and of both.
+The peers see what contrastream sees: both leads, averaged over as many samples as leave --rate a
+second or more. They get their best of several window lengths, and of three places that a window's
+score may be given to: its first, middle or last sample. The random cut forest (Guha et al. 2016) also
+gets its best of windows as they are and windows less their means. The matrix profile (Yeh et al. 2016)
+comes whole, which looks ahead, and left, which does not; of each lead and of both.
 
     contrastream evaluate pipelines/waveform.toml --data record.parquet --out scores
     python ecg.py record.parquet record.beats.csv scores/record.csv
@@ -24,7 +24,6 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.metrics import average_precision_score
 
-RATE = 360
 LEADS = ["MLII_mV", "V5_mV"]
 PREMATURE = ["A", "V"]
 AFTER = 300.0
@@ -33,11 +32,11 @@ TREE_SIZE = 256
 
 
 class Beats:
-    def __init__(self, path):
+    def __init__(self, path, rate):
         beats = pd.read_csv(path)
         beats = beats[beats["symbol"] != "+"]
-        beats = beats[beats["sample"] > AFTER * RATE]
-        self.times = beats["sample"].to_numpy() / RATE
+        beats = beats[beats["sample"] > AFTER * rate]
+        self.times = beats["sample"].to_numpy() / rate
         self.premature = beats["symbol"].isin(PREMATURE).to_numpy()
 
     def auc_pr(self, times, scores):
@@ -96,6 +95,7 @@ def main():
     arguments.add_argument("record", help="Parquet with sample, MLII_mV and V5_mV")
     arguments.add_argument("beats", help="CSV with sample and symbol")
     arguments.add_argument("scores", nargs="*", help="CSV files that contrastream evaluate wrote")
+    arguments.add_argument("--sample-rate", type=int, default=360, help="of the record, a second")
     arguments.add_argument("--rate", type=int, default=60, help="samples a second for the peers")
     arguments.add_argument("--windows", default="0.4,0.5,0.7,0.8,1,1.5,2", help="seconds")
     arguments.add_argument("--stride", type=float, default=0.1, help="of the forest, seconds")
@@ -104,28 +104,30 @@ def main():
     asked = arguments.parse_args()
 
     record = pd.read_parquet(asked.record)
-    beats = Beats(asked.beats)
+    beats = Beats(asked.beats, asked.sample_rate)
     print(f"{len(beats.times)} beats, {beats.premature.sum()} premature: "
           f"chance {beats.premature.mean():.3f}")
     for path in asked.scores:
         scores = pd.read_csv(path)
-        auc = beats.auc_pr(scores["sample"].to_numpy() / RATE, scores["anomaly_score"].to_numpy())
+        times = scores["sample"].to_numpy() / asked.sample_rate
+        auc = beats.auc_pr(times, scores["anomaly_score"].to_numpy())
         print(f"contrastream {path}: {auc:.3f}")
 
-    step = RATE // asked.rate
+    step = asked.sample_rate // asked.rate
+    rate = asked.sample_rate / step
     values = record[LEADS].to_numpy(float)
     values = values[: len(values) // step * step].reshape(-1, step, len(LEADS)).mean(1)
     values = (values - values.mean(0)) / values.std(0)
     best = {}
 
     def judge(peer, detail, starts, samples, scores):
-        for place, times in places(starts, samples, asked.rate).items():
+        for place, times in places(starts, samples, rate).items():
             auc = beats.auc_pr(times, scores)
             print(f"  {peer}, {detail}, to the {place} sample: {auc:.3f}", flush=True)
             best[peer] = max(best.get(peer, (0.0, "")), (auc, f"{detail}, {place} sample"))
 
     for seconds in map(float, asked.windows.split(",")):
-        samples = round(seconds * asked.rate)
+        samples = round(seconds * rate)
         if "profile" in asked.peers:
             starts = np.arange(len(values) - samples + 1)
             leads = [matrix_profiles(values[:, lead], samples) for lead in range(len(LEADS))]
@@ -134,7 +136,7 @@ def main():
                 for name, scores in zip([*LEADS, "both"], [*of_leads, sum(of_leads)]):
                     judge(peer, f"{seconds} s, {name}", starts, samples, scores)
         if "forest" in asked.peers:
-            stride = max(1, round(asked.stride * asked.rate))
+            stride = max(1, round(asked.stride * rate))
             windows = sliding_window_view(values, samples, axis=0)[::stride]
             starts = np.arange(len(windows)) * stride
             centred = windows - windows.mean(2, keepdims=True)

@@ -34,8 +34,8 @@ struct Newcomer {
 
 /// Entries that are searched at once.
 const BLOCK: usize = 16;
-/// Neighbours whose mean distance counts.
-const NEIGHBOURS: usize = 3;
+/// Segments of a key below which they say little: the nearest is not near yet.
+const ENOUGH: usize = 24;
 /// Entries embedded again after each training step.
 const REFRESHED: usize = 32;
 /// A newcomer's chance of a place, once the memory is full.
@@ -88,19 +88,20 @@ impl Memory {
         products
     }
 
-    /// Mean distance `1 - cosine` to the nearest neighbours, given a row of
-    /// [`Memory::cosines`], or `1 - likeness` given one of [`Memory::likenesses`]: among segments of the same key where there are enough, else among all.
-    /// Segments within `reach` strides do not count. `None` where too few are left.
-    pub fn distance(&self, cosines: &[f32], origin: &Origin, reach: u64) -> Option<f32> {
+    /// The nearest `K` neighbours, given a row of [`Memory::cosines`] or of [`Memory::likenesses`]:
+    /// among segments of the same key where there are enough, else among all. Segments within
+    /// `reach` strides do not count. `None` where fewer than `K` are left.
+    pub fn nearest<const K: usize>(
+        &self,
+        cosines: &[f32],
+        origin: &Origin,
+        reach: u64,
+    ) -> Option<Nearest<K>> {
         let (keys, origins) = (&self.keys, &self.origins);
         let (same, all) =
             Arch::new().dispatch(Search { cosines, keys, origins, origin: *origin, reach });
-        // A handful of a key's own segments says little: its nearest is not near yet.
-        const ENOUGH: usize = 8 * NEIGHBOURS;
         let nearest = if same.offered >= ENOUGH { same } else { all };
-        (nearest.offered >= NEIGHBOURS)
-            .then(|| nearest.largest.iter().map(|cosine| 1.0 - cosine).sum::<f32>())
-            .map(|sum| sum / NEIGHBOURS as f32)
+        (nearest.offered >= K).then_some(nearest)
     }
 
     /// Remembers a segment, or not, by chance: from the next [`Memory::settle`] on.
@@ -152,7 +153,7 @@ impl Memory {
 }
 
 /// Finds the nearest entries of the key of `origin`, and of all keys, but those near it in time.
-struct Search<'a> {
+struct Search<'a, const K: usize> {
     cosines: &'a [f32],
     keys: &'a [u64],
     origins: &'a [Origin],
@@ -160,15 +161,15 @@ struct Search<'a> {
     reach: u64,
 }
 
-impl WithSimd for Search<'_> {
-    type Output = (Nearest, Nearest);
+impl<const K: usize> WithSimd for Search<'_, K> {
+    type Output = (Nearest<K>, Nearest<K>);
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> (Nearest, Nearest) {
+    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
         let (mut same, mut all) = (Nearest::default(), Nearest::default());
         let key = simd.splat_u64s(self.origin.key);
         // The largest few of each lane.
-        let mut largest = [simd.splat_f32s(f32::NEG_INFINITY); NEIGHBOURS];
+        let mut largest = [simd.splat_f32s(f32::NEG_INFINITY); K];
         let (cosines, rest) = self.cosines.as_chunks::<BLOCK>();
         let (keys, _) = self.keys.as_chunks::<BLOCK>();
         for (block, (cosines, keys)) in cosines.iter().zip(keys).enumerate() {
@@ -229,26 +230,36 @@ fn centred(values: &[f32], time: usize) -> Vec<f32> {
     centred
 }
 
-/// The largest few of the cosines offered; one that is infinitely small is none.
-struct Nearest {
-    largest: [f32; NEIGHBOURS],
+/// The largest `K` of the cosines offered, the largest first; one that is infinitely small is none.
+pub struct Nearest<const K: usize> {
+    largest: [f32; K],
     offered: usize,
 }
 
-impl Default for Nearest {
+impl<const K: usize> Default for Nearest<K> {
     fn default() -> Self {
-        Self { largest: [f32::NEG_INFINITY; NEIGHBOURS], offered: 0 }
+        Self { largest: [f32::NEG_INFINITY; K], offered: 0 }
     }
 }
 
-impl Nearest {
+impl<const K: usize> Nearest<K> {
+    /// Mean distance `1 - cosine` to all of them.
+    pub fn mean_distance(&self) -> f32 {
+        self.largest.iter().map(|cosine| 1.0 - cosine).sum::<f32>() / K as f32
+    }
+
+    /// Distance `1 - cosine` to the farthest of them.
+    pub fn farthest(&self) -> f32 {
+        1.0 - self.largest[K - 1]
+    }
+
     fn offer(&mut self, cosine: f32) {
         if cosine == f32::NEG_INFINITY {
             return;
         }
         self.offered += 1;
         // Hardly ever is one of the few.
-        if cosine <= self.largest[NEIGHBOURS - 1] {
+        if cosine <= self.largest[K - 1] {
             return;
         }
         let mut cosine = cosine;
@@ -271,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn distance_is_the_mean_to_the_nearest_three_that_are_not_near_in_time() {
+    fn those_near_in_time_are_no_neighbours() {
         let mut memory = Memory::new(8, 2, 1);
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let entries = [[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]];
@@ -280,11 +291,14 @@ mod tests {
         }
         memory.settle();
         let cosines = memory.cosines(&[1.0, 0.0]);
-        let far = memory.distance(&cosines, &origin(1, 1000), 5).expect("four entries");
-        assert!((far - 0.2).abs() < 1e-6, "{far}");
-        let near = memory.distance(&cosines, &origin(1, 1), 5).expect("three entries");
-        assert!((near - (0.2 + 0.4 + 1.0) / 3.0).abs() < 1e-6, "{near}");
-        assert_eq!(memory.distance(&cosines, &origin(1, 5), 6), None);
+        let far = memory.nearest::<3>(&cosines, &origin(1, 1000), 5).expect("four entries");
+        assert!((far.mean_distance() - 0.2).abs() < 1e-6, "{}", far.mean_distance());
+        assert!((far.farthest() - 0.4).abs() < 1e-6, "{}", far.farthest());
+        let near = memory.nearest::<3>(&cosines, &origin(1, 1), 5).expect("three entries");
+        let mean = (0.2 + 0.4 + 1.0) / 3.0;
+        assert!((near.mean_distance() - mean).abs() < 1e-6, "{}", near.mean_distance());
+        assert!((near.farthest() - 1.0).abs() < 1e-6, "{}", near.farthest());
+        assert!(memory.nearest::<3>(&cosines, &origin(1, 5), 6).is_none());
     }
 
     /// A memory of `entries` random segments of three keys.
@@ -301,7 +315,7 @@ mod tests {
     #[test]
     fn the_nearest_are_those_of_a_search_one_by_one() {
         let mut rng = Pcg64Mcg::seed_from_u64(5);
-        for entries in [2, 3, 16, 50, 90, 200] {
+        for entries in [4, 5, 16, 50, 90, 200] {
             let memory = random(&mut rng, entries, 2);
             let cosines: Vec<f32> = (0..entries).map(|_| rng.random_range(-1.0..1.0)).collect();
             for key in 0..5 {
@@ -315,10 +329,9 @@ mod tests {
                     found
                 };
                 let (same, all) = (nearest(true), nearest(false));
-                let nearest = if same.len() >= 8 * NEIGHBOURS { same } else { all };
-                let expected = nearest.first_chunk::<NEIGHBOURS>();
-                let expected = expected.map(|few| few.iter().map(|c| 1.0 - c).sum::<f32>() / 3.0);
-                assert_eq!(memory.distance(&cosines, &own, 20), expected, "{entries} {key}");
+                let nearest = if same.len() >= ENOUGH { same } else { all };
+                let found = memory.nearest::<5>(&cosines, &own, 20).map(|found| found.largest);
+                assert_eq!(found.as_ref(), nearest.first_chunk::<5>(), "{entries} {key}");
             }
         }
     }
@@ -338,7 +351,8 @@ mod tests {
         let likenesses = memory.likenesses(&[shifted, missing, turned].concat(), 2);
         // Two samples that are off by 1 each, and two by 1 again.
         assert_eq!(likenesses, [[1.0; 3], [1.0; 3], [0.0; 3]].concat());
-        assert_eq!(memory.distance(&likenesses[6..], &origin(1, 100), 1), Some(1.0));
+        let nearest = memory.nearest::<3>(&likenesses[6..], &origin(1, 100), 1);
+        assert_eq!(nearest.map(|nearest| nearest.mean_distance()), Some(1.0));
     }
 
     #[test]
@@ -351,9 +365,12 @@ mod tests {
         }
         memory.settle();
         let cosines = memory.cosines(&[1.0, 0.0]);
-        assert_eq!(memory.distance(&cosines, &origin(1, 1000), 1), Some(1.0));
-        assert_eq!(memory.distance(&cosines, &origin(2, 1000), 1), Some(0.0));
-        assert_eq!(memory.distance(&cosines, &origin(3, 1000), 1), Some(0.0));
+        let distance = |key| {
+            memory.nearest::<3>(&cosines, &origin(key, 1000), 1).map(|found| found.mean_distance())
+        };
+        assert_eq!(distance(1), Some(1.0));
+        assert_eq!(distance(2), Some(0.0));
+        assert_eq!(distance(3), Some(0.0));
     }
 
     #[test]

@@ -185,6 +185,11 @@ struct Findings {
 /// Windows back from which on a key's segments count for its distance: what lasts for a while would
 /// soon be its own nearest neighbour, and less far than anything normal.
 const EPISODE: u64 = 6;
+/// Neighbours whose mean distance is an embedding's.
+const NEIGHBOURS_OF_EMBEDDINGS: usize = 3;
+/// Of shapes it is the distance to the last of so many (Ramaswamy et al. 2000): a beat that has come
+/// too early a few times before is rare all the same.
+const NEIGHBOURS_OF_SHAPES: usize = 5;
 /// Segments that the pipeline's memory of normal holds.
 const REMEMBERED: usize = 1024;
 /// A segment of an alert enters the memory once in this many: a fault is not normal, but a regime
@@ -279,10 +284,17 @@ impl Scorer {
         // each other in time, or of other keys and as good a sample as those before.
         let known = self.memory.len();
         let cosines = self.memory.cosines(&embedded.embeddings);
-        let distance_of = |memory: &Memory, likenesses: &[f32], row, origin: &Origin, reach| {
-            memory.distance(&likenesses[row * known..(row + 1) * known], origin, reach)
-        };
         let (reach, episode) = (self.reach, EPISODE * self.reach);
+        let distance_of = |memory: &Memory, cosines: &[f32], row, origin: &Origin| {
+            let cosines = &cosines[row * known..(row + 1) * known];
+            let nearest = memory.nearest::<NEIGHBOURS_OF_EMBEDDINGS>(cosines, origin, episode)?;
+            Some(nearest.mean_distance())
+        };
+        let shape_of = |memory: &Memory, likenesses: &[f32], row, origin: &Origin| {
+            let likenesses = &likenesses[row * known..(row + 1) * known];
+            let nearest = memory.nearest::<NEIGHBOURS_OF_SHAPES>(likenesses, origin, reach)?;
+            Some(nearest.farthest().sqrt())
+        };
         let looks_at_shape = self.config.parts.contains(&Part::Shape);
         let likenesses = if looks_at_shape {
             self.memory.likenesses(&embedded.values, self.shape.length)
@@ -291,13 +303,11 @@ impl Scorer {
         };
         let origins = || embedded.origins.iter().enumerate();
         let distances: Vec<Option<f32>> = origins()
-            .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin, episode))
+            .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin))
             .collect();
         let shapes: Vec<Option<f32>> = origins()
             .map(|(row, origin)| {
-                let difference = looks_at_shape
-                    .then(|| distance_of(&self.memory, &likenesses, row, origin, reach));
-                difference.flatten().map(f32::sqrt)
+                looks_at_shape.then(|| shape_of(&self.memory, &likenesses, row, origin)).flatten()
             })
             .collect();
 
@@ -367,8 +377,7 @@ impl Scorer {
                     let occluded = causes::occluded(values, self.shape.channels);
                     let cosines = self.memory.cosines(&learner.embed_standardised(&occluded));
                     let nearer = |channel: usize| {
-                        let without =
-                            distance_of(&self.memory, &cosines, channel, &origin, episode);
+                        let without = distance_of(&self.memory, &cosines, channel, &origin);
                         distances[row].unwrap_or(0.0) - without.unwrap_or(0.0)
                     };
                     let mut weights: Vec<f32> = (0..self.shape.channels).map(nearer).collect();
@@ -381,9 +390,8 @@ impl Scorer {
                     if looks_at_shape {
                         let likenesses = self.memory.likenesses(&occluded, self.shape.length);
                         let nearer = |channel: usize| {
-                            let without =
-                                distance_of(&self.memory, &likenesses, channel, &origin, reach);
-                            shapes[row].unwrap_or(0.0) - without.map_or(0.0, f32::sqrt)
+                            let without = shape_of(&self.memory, &likenesses, channel, &origin);
+                            shapes[row].unwrap_or(0.0) - without.unwrap_or(0.0)
                         };
                         let weights = (0..self.shape.observed).map(nearer).collect();
                         views.push(View { evidence: evidence_of(SHAPE..LEVEL), weights });
