@@ -40,8 +40,9 @@ const FEWEST: usize = 10;
 const ABOVE: f64 = 0.02;
 /// A value rarer than this is an outlier: it may not widen the known range at will.
 const OUTLIER: f64 = 1e-6;
-/// Heaviest tail believed: beyond, the mean would be all but infinite.
-const HEAVIEST: f64 = 0.5;
+/// Heaviest tail believed. Anomalies are among what is remembered, and a shape fitted to them too grows
+/// with each, so that the later ones would seem less rare.
+const HEAVIEST: f64 = 0.2;
 
 impl Default for Tail {
     fn default() -> Self {
