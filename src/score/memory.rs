@@ -32,6 +32,16 @@ struct Newcomer {
     origin: Origin,
 }
 
+/// The samples of a segment, and the entries, that shapes are compared by.
+#[derive(Clone, Copy)]
+pub struct Cut {
+    /// Samples of a segment, its last.
+    pub newest: usize,
+    /// Which of so many samples of the entries, which have none in common.
+    pub sample: usize,
+    pub samples: usize,
+}
+
 /// Entries that are searched at once.
 const BLOCK: usize = 16;
 /// Segments of a key below which they say little: the nearest is not near yet.
@@ -66,26 +76,39 @@ impl Memory {
         self.embeddings.products(embeddings)
     }
 
-    /// How alike the shapes of segments `[rows, channels, time]`, standardised, and of all entries
-    /// are: 1 less their mean squared difference, once each channel is rid of its mean. Missing
-    /// values count as the mean. `[rows, entries]`
-    pub fn likenesses(&self, values: &[f32], time: usize) -> Vec<f32> {
+    /// How alike the shapes of segments `[rows, channels, time]`, standardised, and of a sample of the
+    /// entries are: 1 less their mean squared difference over the newest samples, once each channel is
+    /// rid of its mean. Missing values count as the mean. `[rows, entries]`, infinitely little for what
+    /// is not in the sample.
+    pub fn likenesses(&self, values: &[f32], time: usize, cut: Cut) -> Vec<f32> {
         let (entries, rows) = (self.len(), values.len() / self.size);
-        let (known, shapes) = (centred(&self.values, time), centred(values, time));
-        let mut products = vec![0.0; rows * entries];
-        let known_shapes = Matrix::new(&known, entries, self.size).transposed();
-        multiply(&mut products, false, Matrix::new(&shapes, rows, self.size), known_shapes);
+        let size = self.size / time * cut.newest;
+        let places: Vec<usize> =
+            (0..entries).filter(|place| sample_of(*place, cut.samples) == cut.sample).collect();
+        let mut known = Vec::with_capacity(places.len() * size);
+        for place in &places {
+            let values = &self.values[place * self.size..][..self.size];
+            push_centred(&mut known, values, time, cut.newest);
+        }
+        let mut shapes = Vec::with_capacity(rows * size);
+        push_centred(&mut shapes, values, time, cut.newest);
+        let mut products = vec![0.0; rows * places.len()];
+        let known_shapes = Matrix::new(&known, places.len(), size).transposed();
+        multiply(&mut products, false, Matrix::new(&shapes, rows, size), known_shapes);
         let square = |shape: &[f32]| shape.iter().map(|value| value * value).sum::<f32>();
-        let squares: Vec<f32> = known.chunks_exact(self.size).map(square).collect();
-        let of_rows = products.chunks_exact_mut(entries.max(1));
-        for (products, shape) in of_rows.zip(shapes.chunks_exact(self.size)) {
+        let squares: Vec<f32> = known.chunks_exact(size).map(square).collect();
+        let mut likenesses = vec![f32::NEG_INFINITY; rows * entries];
+        let of_rows = products.chunks_exact(places.len().max(1)).zip(shapes.chunks_exact(size));
+        for (likenesses, (products, shape)) in
+            likenesses.chunks_exact_mut(entries.max(1)).zip(of_rows)
+        {
             let own = square(shape);
-            for (product, other) in products.iter_mut().zip(&squares) {
-                let difference = (own + other - 2.0 * *product).max(0.0);
-                *product = 1.0 - difference / self.size as f32;
+            for ((place, product), other) in places.iter().zip(products).zip(&squares) {
+                let difference = (own + other - 2.0 * product).max(0.0);
+                likenesses[*place] = 1.0 - difference / size as f32;
             }
         }
-        products
+        likenesses
     }
 
     /// The nearest `K` neighbours, given a row of [`Memory::cosines`] or of [`Memory::likenesses`]:
@@ -217,17 +240,23 @@ impl<const K: usize> WithSimd for Search<'_, K> {
     }
 }
 
-/// Segments `[.., channels, time]` with each channel less its mean; what is missing becomes 0.
-fn centred(values: &[f32], time: usize) -> Vec<f32> {
-    let mut centred = Vec::with_capacity(values.len());
-    for samples in values.chunks_exact(time) {
+/// Which of so many samples of the entries one is in. By a hash of its place (Knuth's multiplicative
+/// one): at first, entries come in the order of keys, which may take turns.
+fn sample_of(place: usize, samples: usize) -> usize {
+    ((place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % samples
+}
+
+/// Appends the `newest` samples of segments `[.., channels, time]`, each channel less its mean; what is
+/// missing becomes 0.
+fn push_centred(centred: &mut Vec<f32>, values: &[f32], time: usize, newest: usize) {
+    for channel in values.chunks_exact(time) {
+        let samples = &channel[time - newest..];
         let observed = samples.iter().filter(|sample| !sample.is_nan());
         let (sum, count) = observed.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
         let mean = sum / count.max(1) as f32;
         let deviation = |value: &f32| if value.is_nan() { 0.0 } else { value - mean };
         centred.extend(samples.iter().map(deviation));
     }
-    centred
 }
 
 /// The largest `K` of the cosines offered, the largest first; one that is infinitely small is none.
@@ -276,6 +305,9 @@ mod tests {
     use super::*;
     use rand::SeedableRng;
     use rand_pcg::Pcg64Mcg;
+
+    /// All samples of segments of two, and all entries.
+    const WHOLE: Cut = Cut { newest: 2, sample: 0, samples: 1 };
 
     fn origin(key: u64, sequence: u64) -> Origin {
         Origin { key, run: 0, sequence }
@@ -340,7 +372,7 @@ mod tests {
     fn shapes_are_compared_wherever_their_channels_are() {
         let mut memory = Memory::new(8, 1, 4);
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        assert!(memory.likenesses(&[0.0; 4], 2).is_empty());
+        assert!(memory.likenesses(&[0.0; 4], 2, WHOLE).is_empty());
         for sequence in 0..3 {
             memory.admit(&[0.0], &[1.0, 2.0, 7.0, 7.0], origin(1, sequence), &mut rng);
         }
@@ -348,11 +380,59 @@ mod tests {
         let shifted = [11.0, 12.0, -3.0, -3.0];
         let missing = [5.0, 6.0, f32::NAN, f32::NAN];
         let turned = [2.0, 1.0, 7.0, 9.0];
-        let likenesses = memory.likenesses(&[shifted, missing, turned].concat(), 2);
+        let likenesses = memory.likenesses(&[shifted, missing, turned].concat(), 2, WHOLE);
         // Two samples that are off by 1 each, and two by 1 again.
         assert_eq!(likenesses, [[1.0; 3], [1.0; 3], [0.0; 3]].concat());
         let nearest = memory.nearest::<3>(&likenesses[6..], &origin(1, 100), 1);
         assert_eq!(nearest.map(|nearest| nearest.mean_distance()), Some(1.0));
+    }
+
+    #[test]
+    fn shapes_of_the_newest_samples_are_those_of_shorter_segments_and_of_their_sample_alone() {
+        let mut rng = Pcg64Mcg::seed_from_u64(3);
+        let mut draw = |count: usize| -> Vec<f32> {
+            (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+        };
+        // Two channels of five samples, and the last three of each.
+        let newest = |segments: &[f32]| -> Vec<f32> {
+            segments.chunks_exact(5).flat_map(|samples| samples[2..].to_vec()).collect()
+        };
+        let (mut long, mut short) = (Memory::new(8, 1, 10), Memory::new(8, 1, 6));
+        let mut chance = Pcg64Mcg::seed_from_u64(1);
+        for sequence in 0..5 {
+            let values = draw(10);
+            long.admit(&[0.0], &values, origin(1, sequence), &mut chance);
+            short.admit(&[0.0], &newest(&values), origin(1, sequence), &mut chance);
+        }
+        long.settle();
+        short.settle();
+        let values = draw(20);
+        let whole = Cut { newest: 3, ..WHOLE };
+        let expected = short.likenesses(&newest(&values), 3, whole);
+        assert_eq!(long.likenesses(&values, 5, whole), expected);
+        assert_ne!(long.likenesses(&values, 5, Cut { newest: 5, ..WHOLE }), expected);
+        for sample in 0..2 {
+            let found = long.likenesses(&values, 5, Cut { newest: 3, sample, samples: 2 });
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let is_in_it = sample_of(at % 5, 2) == sample;
+                // The order of the products' sums is not that of fewer of them.
+                let alike = (found - expected).abs() < 1e-5;
+                assert!(if is_in_it { alike } else { *found == f32::NEG_INFINITY }, "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_sample_has_its_share_of_keys_that_take_turns() {
+        for keys in 1..=24 {
+            for key in 0..keys {
+                let mut found = [0; 3];
+                (key..1024).step_by(keys).for_each(|place| found[sample_of(place, 3)] += 1);
+                let expected = 1024.0 / keys as f64 / 3.0;
+                let share = |found: usize| found as f64 / expected;
+                assert!(found.iter().all(|found| (0.5..2.0).contains(&share(*found))), "{found:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Several views of a segment become one calibrated verdict.
 //!
 //! Each part of `scores.parts` says how strange a segment is, in units of its own: its InfoNCE
-//! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones, that
-//! of its shape without the encoder (a discord in the sense of the left matrix profile, Yeh et al.
-//! 2016, among a sample of the past),
+//! term as its predecessor's neighbour (surprise), the distance of its embedding to earlier ones, those
+//! of its shape at three lengths without the encoder (discords in the sense of the left matrix profile,
+//! Yeh et al. 2016, among samples of the past),
 //! sudden changes of its newest samples at three time scales (`change.rs`), the level of all
 //! channels against the key's normal (`level.rs`), errors of one-step forecasts (`residual.rs`), the
 //! size of its steps at several lags (`texture.rs`), how often the key has shown anything like it
@@ -41,7 +41,7 @@ use self::change::{Changes, SCALES};
 use self::feedback::Feedback;
 use self::lanes::Samples;
 use self::level::Level;
-use self::memory::Memory;
+use self::memory::{Cut, Memory};
 use self::novelty::Novelty;
 use self::residual::{Around, Forecasts, KINDS};
 use self::ruler::Ruler;
@@ -80,14 +80,14 @@ pub struct Scorer {
     rng: Pcg64Mcg,
 }
 
-/// Statistics of a segment: surprise, distance, shape, level, a change per time scale, those of the
-/// forecast errors, texture, and novelty.
-const STATISTICS: usize = 4 + SCALES + KINDS + 2;
+/// Statistics of a segment: surprise, distance, a shape per length, level, a change per time scale, those
+/// of the forecast errors, texture, and novelty.
+const STATISTICS: usize = NOVELTY + 1;
 const SURPRISE: usize = 0;
 const DISTANCE: usize = 1;
 const SHAPE: usize = 2;
-const LEVEL: usize = 3;
-const CHANGE: usize = 4;
+const LEVEL: usize = SHAPE + SHAPES.len();
+const CHANGE: usize = LEVEL + 1;
 const RESIDUAL: usize = CHANGE + SCALES;
 const TEXTURE: usize = RESIDUAL + KINDS;
 const NOVELTY: usize = TEXTURE + 1;
@@ -105,7 +105,7 @@ pub struct KeyState {
     level: Level,
     level_excursion: Excursion,
     turn: Turn,
-    /// Of surprise, distance and shape.
+    /// Of surprise, distance and shapes.
     rulers: [Ruler; LEVEL],
     /// End of the last segment, and the mean time from one to the next, microseconds.
     last_end: i64,
@@ -161,7 +161,7 @@ struct Looks {
 struct Findings {
     /// Measured by the key's own measure, `None` where nothing can be said.
     statistics: [Option<f32>; STATISTICS],
-    /// Surprise, distance and shape as they are.
+    /// Surprise, distance and shapes as they are.
     by_memory: [Option<f32>; LEVEL],
     level: Option<level::Found>,
     /// With each channel's deviation, in standard deviations.
@@ -187,11 +187,18 @@ struct Findings {
 const EPISODE: u64 = 6;
 /// Neighbours whose mean distance is an embedding's.
 const NEIGHBOURS_OF_EMBEDDINGS: usize = 3;
-/// Of shapes it is the distance to the last of so many (Ramaswamy et al. 2000): a beat that has come
-/// too early a few times before is rare all the same.
-const NEIGHBOURS_OF_SHAPES: usize = 5;
+/// Shares of a segment, its newest samples, whose shapes are compared, each by itself: how long what is
+/// unusual is, and what is usual, nobody says (pan matrix profile, Madrid et al. 2019). Each has a
+/// sample of the memory of its own: what one of them lacks by chance the others do not (Zimek et al. 2013).
+const SHAPES: [f64; 3] = [1.0, 0.7, 0.5];
+/// A shape's distance is that to the last of so many of its sample (Ramaswamy et al. 2000): a beat that
+/// has come too early before is rare all the same.
+const NEIGHBOURS_OF_SHAPES: usize = 3;
 /// Segments that the pipeline's memory of normal holds.
 const REMEMBERED: usize = 1024;
+/// Remembered segments below which shapes are not compared: the nearest is not near yet, and how far it
+/// is would be held against all that comes, for as long as tails remember it.
+const ENOUGH_FOR_SHAPES: usize = REMEMBERED / 4;
 /// A segment of an alert enters the memory once in this many: a fault is not normal, but a regime
 /// that stays becomes so.
 const ALERTS_REMEMBERED: u64 = 8;
@@ -295,19 +302,27 @@ impl Scorer {
             let nearest = memory.nearest::<NEIGHBOURS_OF_SHAPES>(likenesses, origin, reach)?;
             Some(nearest.farthest().sqrt())
         };
-        let looks_at_shape = self.config.parts.contains(&Part::Shape);
+        let looks_at_shape = self.config.parts.contains(&Part::Shape) && known >= ENOUGH_FOR_SHAPES;
+        let length = self.shape.length;
+        let cuts: [Cut; SHAPES.len()] = std::array::from_fn(|at| Cut {
+            newest: ((SHAPES[at] * length as f64).round() as usize).max(1),
+            sample: at,
+            samples: SHAPES.len(),
+        });
         let likenesses = if looks_at_shape {
-            self.memory.likenesses(&embedded.values, self.shape.length)
+            cuts.map(|cut| self.memory.likenesses(&embedded.values, length, cut))
         } else {
-            Vec::new()
+            Default::default()
         };
         let origins = || embedded.origins.iter().enumerate();
         let distances: Vec<Option<f32>> = origins()
             .map(|(row, origin)| distance_of(&self.memory, &cosines, row, origin))
             .collect();
-        let shapes: Vec<Option<f32>> = origins()
+        let shapes: Vec<[Option<f32>; SHAPES.len()]> = origins()
             .map(|(row, origin)| {
-                looks_at_shape.then(|| shape_of(&self.memory, &likenesses, row, origin)).flatten()
+                likenesses.each_ref().map(|likenesses| {
+                    looks_at_shape.then(|| shape_of(&self.memory, likenesses, row, origin))?
+                })
             })
             .collect();
 
@@ -333,7 +348,9 @@ impl Scorer {
             let state = state.as_mut();
 
             let rarest = state.alarm_probability(meta.window_end, interval);
-            found.by_memory = [embedded.surprises[row], distances[row], shapes[row]];
+            found.by_memory[SURPRISE] = embedded.surprises[row];
+            found.by_memory[DISTANCE] = distances[row];
+            found.by_memory[SHAPE..].copy_from_slice(&shapes[row]);
             state.find(
                 &mut found,
                 (segments.segment(index, size), values),
@@ -387,14 +404,15 @@ impl Scorer {
                     }
                     weights.truncate(self.shape.observed);
                     views.push(View { evidence: evidence_of(SURPRISE..SHAPE), weights });
-                    if looks_at_shape {
-                        let likenesses = self.memory.likenesses(&occluded, self.shape.length);
+                    for (at, cut) in cuts.into_iter().enumerate().filter(|_| looks_at_shape) {
+                        let likenesses = self.memory.likenesses(&occluded, length, cut);
                         let nearer = |channel: usize| {
                             let without = shape_of(&self.memory, &likenesses, channel, &origin);
-                            shapes[row].unwrap_or(0.0) - without.unwrap_or(0.0)
+                            shapes[row][at].unwrap_or(0.0) - without.unwrap_or(0.0)
                         };
                         let weights = (0..self.shape.observed).map(nearer).collect();
-                        views.push(View { evidence: evidence_of(SHAPE..LEVEL), weights });
+                        let of_shape = SHAPE + at..SHAPE + at + 1;
+                        views.push(View { evidence: evidence_of(of_shape), weights });
                     }
                 }
                 let shares = causes::causes(self.shape.observed, &views);
@@ -521,7 +539,7 @@ fn statistics_of(part: Part) -> Range<usize> {
     match part {
         Part::Surprise => SURPRISE..SURPRISE + 1,
         Part::Distance => DISTANCE..DISTANCE + 1,
-        Part::Shape => SHAPE..SHAPE + 1,
+        Part::Shape => SHAPE..LEVEL,
         Part::Level => LEVEL..LEVEL + 1,
         Part::Change => CHANGE..CHANGE + SCALES,
         Part::Residual => RESIDUAL..RESIDUAL + KINDS,
