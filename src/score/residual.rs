@@ -1,8 +1,10 @@
 //! The residual path: a robust one-step forecast per channel, from its own last samples and the
 //! other channels' present and last ones.
 //!
-//! A small embedding does not see a single spike in one channel; a forecast does. And errors that
-//! all point one way tell that a channel no longer follows the others. Each channel of a key has a linear filter fitted by recursive least squares with forgetting (Plackett 1950; Haykin,
+//! A small embedding does not see a single spike in one channel; a forecast does. Errors that all
+//! point one way tell that a channel no longer follows the others, and errors that are larger than
+//! usual, each by a little, that it moves in another way (Mehra & Peschon 1971 watch the innovations of
+//! a filter for all three). Each channel of a key has a linear filter fitted by recursive least squares with forgetting (Plackett 1950; Haykin,
 //! Adaptive Filter Theory), on winsorised errors, so that one fault neither passes unseen nor
 //! teaches the filter to expect more.
 
@@ -11,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::lanes::{Group, Lanes, MOST, Mask, Samples};
 
-/// Statistics of the errors: their largest size among the new samples, and the size of their recent
-/// mean.
-pub const KINDS: usize = 2;
+/// Statistics of the errors: their largest size among the new samples, the size of their recent mean,
+/// and their recent mean square.
+pub const KINDS: usize = 3;
 
 /// A channel's own samples that a forecast looks back on.
 const LAGS: usize = 4;
@@ -51,13 +53,14 @@ pub struct Forecasts {
 const HISTORY: usize = 0;
 /// The last errors, in ring order.
 const ERRORS: usize = HISTORY + LAGS;
-/// Samples in the history, place of the next error, running mean absolute error, and the number of
-/// errors in it.
+/// Samples in the history, place of the next error, running mean absolute error, the number of errors
+/// in it, and the running mean square of the recent ones in usual sizes.
 const FILLED: usize = ERRORS + RECENT;
 const NEXT: usize = FILLED + 1;
 const USUAL: usize = NEXT + 1;
 const SEEN: usize = USUAL + 1;
-const WEIGHTS: usize = SEEN + 1;
+const ENERGY: usize = SEEN + 1;
+const WEIGHTS: usize = ENERGY + 1;
 
 /// Inputs of a forecast where there are so many channels.
 fn inputs_of(channels: usize) -> usize {
@@ -197,6 +200,7 @@ impl Push<'_> {
         let mut usual = group.load(self.state, USUAL);
         let mut seen = group.load(self.state, SEEN);
         let mut next = group.load(self.state, NEXT);
+        let mut energy = group.load(self.state, ENERGY);
         let mut largest = zero;
         let lags = group.splat(LAGS as f32);
         let known = group.splat(KNOWN);
@@ -223,7 +227,12 @@ impl Push<'_> {
                 settled.choose(group.splat(WINSOR * NORMAL) * typical, group.splat(f32::INFINITY));
             let bounded = error.min(bound).max(zero - bound);
             let size = error.abs() / (group.splat(NORMAL) * typical);
-            largest = largest.max(fits.and(settled).choose(size, zero));
+            let measured = fits.and(settled);
+            largest = largest.max(measured.choose(size, zero));
+            // One large error is the other statistics' matter.
+            let size = size.min(group.splat(WINSOR));
+            let change = (size * size - energy) * group.splat(1.0 / RECENT as f32);
+            energy = energy + measured.choose(change, zero);
 
             seen = fits.choose((seen + group.splat(1.0)).min(group.splat(HORIZON)), seen);
             let step = (bounded.abs() - usual) / seen;
@@ -253,6 +262,7 @@ impl Push<'_> {
         group.store(self.state, NEXT, next);
         group.store(self.state, USUAL, usual);
         group.store(self.state, SEEN, seen);
+        group.store(self.state, ENERGY, energy);
 
         // The size of the recent errors' mean, in its standard deviations.
         let errors = (0..RECENT).map(|at| group.load(self.state, ERRORS + at));
@@ -261,8 +271,8 @@ impl Push<'_> {
         let drift = drift / (group.splat(NORMAL) * usual.max(group.splat(RESOLUTION)));
         let drift = seen.reaches(known).choose(drift, zero).array();
         let found = self.found[group.range()].iter_mut().zip(largest.array()).zip(drift);
-        for ((found, largest), drift) in found {
-            *found = [largest, drift];
+        for (((found, largest), drift), energy) in found.zip(energy.array()) {
+            *found = [largest, drift, energy];
         }
     }
 
@@ -483,6 +493,25 @@ mod tests {
         drifting[..TIME].iter_mut().zip(0..).for_each(|(value, at)| *value += 0.2 * at as f32);
         let loose = forecasts.found(&drifting, TIME, true);
         assert!(loose[0][1] > 3.0 * usual[0][1].max(1.0), "{loose:?} {usual:?}");
+    }
+
+    #[test]
+    fn a_channel_that_moves_in_another_way_has_larger_errors_but_none_that_stands_out() {
+        let mut machine = Machine::new();
+        let mut forecasts = machine.learned();
+        let (mut usual, mut usual_size) = (0.0_f32, 0.0_f32);
+        for _ in 0..50 {
+            let found = forecasts.found(&machine.segment(), TIME, true);
+            usual_size = usual_size.max(found[0][0]);
+            usual = usual.max(found[0][2]);
+        }
+        let mut restless = machine.segment();
+        let waves = restless[..TIME].iter_mut().zip(0..);
+        waves.for_each(|(value, at)| *value += 0.3 * (at as f32 * 1.5).sin());
+        let found = forecasts.found(&restless, TIME, true);
+        assert!(found[0][2] > 1.5 * usual, "{found:?} {usual}");
+        assert!(found[0][0] < 1.2 * usual_size, "{found:?} {usual_size}");
+        assert!(found[1][2] < found[0][2], "{found:?}");
     }
 
     #[test]
