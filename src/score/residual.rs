@@ -3,10 +3,10 @@
 //!
 //! A small embedding does not see a single spike in one channel; a forecast does. Errors that all
 //! point one way tell that a channel no longer follows the others, and errors that are larger than
-//! usual, each by a little, that it moves in another way (Mehra & Peschon 1971 watch the innovations of
-//! a filter for all three). Each channel of a key has a linear filter fitted by recursive least squares with forgetting (Plackett 1950; Haykin,
-//! Adaptive Filter Theory), on winsorised errors, so that one fault neither passes unseen nor
-//! teaches the filter to expect more.
+//! usual, each by a little, that it moves in another way (Mehra & Peschon 1971 watch the innovations
+//! of a filter for all three). Each channel of a key has a linear filter fitted by recursive least
+//! squares with forgetting (Plackett 1950; Haykin, Adaptive Filter Theory), on winsorised errors, so
+//! that one fault neither passes unseen nor teaches the filter to expect more.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
