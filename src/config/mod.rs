@@ -404,7 +404,7 @@ pub enum Part {
     Level,
     /// Sudden changes of its newest samples.
     Change,
-    /// Errors of one-step forecasts: too large, or of one sign.
+    /// Errors of one-step forecasts: one too large, many a little too large, or all of one sign.
     Residual,
     /// How its channels move: the size of their steps at several lags.
     Texture,
