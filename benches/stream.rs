@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::env;
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,6 +39,8 @@ const READINGS: usize = 8000;
 const FOR_PYTHON: usize = 40_000;
 /// How long results are waited for one by one.
 const SECONDS_OF_LATENCY: usize = 15;
+/// What the brokers and librdkafka take of a latency.
+const BARE_LOOP: &str = "bare-loop";
 
 fn main() {
     if env::var("CONTRASTREAM_TEST_BROKERS").is_ok_and(|brokers| !brokers.is_empty()) {
@@ -89,9 +92,24 @@ fn run() {
     for ((name, _), rate) in contenders.iter().zip(&medians) {
         println!("median {name:>17}  {rate:9.0} records/s, the TCN at {:.2} of it", ours / rate);
     }
-    for (delivery, share) in [("at-least-once", 0.5), ("at-least-once", 0.2), ("exactly-once", 0.2)]
-    {
-        latency(delivery, ours * share);
+    let cases = [
+        (BARE_LOOP, 0.5),
+        ("at-least-once", 0.5),
+        (BARE_LOOP, 0.2),
+        ("at-least-once", 0.2),
+        ("exactly-once", 0.2),
+    ];
+    let mut delays = vec![[Vec::new(), Vec::new()]; cases.len()];
+    for _ in 0..runs {
+        for ((of, share), delays) in cases.iter().zip(&mut delays) {
+            for (delays, delay) in delays.iter_mut().zip(latency(of, ours * share)) {
+                delays.push(delay);
+            }
+        }
+    }
+    for ((of, share), delays) in cases.iter().zip(delays) {
+        let [half, most] = delays.map(median);
+        println!("median {of:>17}  at {share} of the TCN's rate {half:.1} ms, {most:.1} ms (99 %)");
     }
 }
 
@@ -167,6 +185,8 @@ fn pipeline(
 ) -> (std::path::PathBuf, String) {
     let name = unique("bench");
     let channels: Vec<String> = (0..CHANNELS).map(|channel| format!("\"c{channel}\"")).collect();
+    // Exactly once, a result waits for the commit.
+    let interval = if delivery == "exactly-once" { "interval = \"1s\"\n" } else { "" };
     let text = format!(
         "name = \"{name}\"\n\
          [source]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\n\
@@ -174,7 +194,7 @@ fn pipeline(
          [windows]\nlength = {LENGTH}\nstride = {STRIDE}\nlateness = \"0s\"\n\
          [model]\nencoder = \"{encoder}\"\n\
          [sink.kafka]\n\
-         [checkpoint]\nstore = {:?}\ninterval = \"1s\"\ndelivery = \"{delivery}\"\n\
+         [checkpoint]\nstore = {:?}\n{interval}delivery = \"{delivery}\"\n\
          [http]\nlisten = \"127.0.0.1:0\"\n",
         brokers(),
         channels.join(", "),
@@ -221,17 +241,55 @@ struct Place {
     last_offset: i64,
 }
 
-/// From when the broker has a segment's last record to when the segment's embedding can be read,
-/// records coming at `rate` a second; beside it, to when that record itself can be read.
-fn latency(delivery: &str, rate: f64) {
+/// Writes a result of the usual size for each segment that would end, as soon as its last record is
+/// consumed, until it is over.
+fn bare_loop(topic: &str, name: &str, over: &AtomicBool) {
+    let consumer = consumer(topic, Offset::Beginning);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("enable.idempotence", "true")
+        .set("compression.type", "lz4")
+        .create()
+        .expect("a producer");
+    let in_partition = MACHINES / PARTITIONS as usize;
+    let results = format!("{name}.embeddings");
+    while !over.load(Ordering::Relaxed) {
+        producer.poll(Duration::ZERO);
+        let Some(message) = consumer.poll(Duration::from_millis(1)) else { continue };
+        let message = message.expect("the broker answers");
+        let (partition, last_offset) = (message.partition(), message.offset());
+        // Machines take turns.
+        let readings = last_offset as usize / in_partition + 1;
+        if readings < LENGTH || !(readings - LENGTH).is_multiple_of(STRIDE) {
+            continue;
+        }
+        let embedding =
+            (0..64).map(|at| ((last_offset * 64 + at) as f32).sin()).collect::<Vec<_>>();
+        let result = serde_json::json!({
+            "pipeline": name, "partition": partition, "last_offset": last_offset, "embedding": embedding,
+        });
+        let (key, result) = (message.key().unwrap_or_default(), result.to_string());
+        let record = BaseRecord::to(&results).key(key).payload(&result);
+        producer.send(record).map_err(|(error, _)| error).expect("the queue holds them all");
+    }
+    producer.flush(common::PATIENCE).expect("the broker takes them");
+}
+
+/// From when the broker has a segment's last record to when the segment's embedding can be read, of half
+/// of them and of 99 % at most, in milliseconds, records coming at `rate` a second. [`BARE_LOOP`] takes
+/// the program's place, or it delivers as `of` says.
+fn latency(of: &str, rate: f64) -> [f64; 2] {
     let topic = unique("latency");
     create_topic(&topic, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
     let folder = tempfile::tempdir().expect("a folder for state");
-    let (file, name) = pipeline(&folder, &topic, "tcn", delivery);
+    let (file, name) = pipeline(&folder, &topic, "tcn", of);
     let results = format!("{name}.embeddings");
     create_topic(&results, PARTITIONS, &[]);
-    let mut program = Program::start(contrastream(["run".as_ref(), file.as_os_str()]));
-    program.wait_ready();
+    let program = (of != BARE_LOOP).then(|| {
+        let mut program = Program::start(contrastream(["run".as_ref(), file.as_os_str()]));
+        program.wait_ready();
+        program
+    });
     let readings = (rate * SECONDS_OF_LATENCY as f64 / MACHINES as f64) as usize;
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     // By partition and offset of the record: when the broker took it, and when what was made of it
@@ -251,7 +309,11 @@ fn latency(delivery: &str, rate: f64) {
             seen
         }
     };
+    let over = AtomicBool::new(false);
     let [records, results] = thread::scope(|scope| {
+        if program.is_none() {
+            scope.spawn(|| bare_loop(&topic, &name, &over));
+        }
         let records = scope.spawn(listen(&topic, |_| None));
         let results = scope.spawn(listen(&results, |json| {
             let result: Place = serde_json::from_slice(json).expect("the message is JSON");
@@ -264,27 +326,27 @@ fn latency(delivery: &str, rate: f64) {
                 send(&producer, &topic, machine, reading, now().as_millis());
             }
             let due = Duration::from_secs_f64((reading + 1) as f64 * MACHINES as f64 / rate);
-            while began.elapsed() < due {
-                producer.poll(Duration::from_millis(1));
-            }
+            // To be told of deliveries by librdkafka, waiting, would keep a core busy.
+            thread::sleep(due.saturating_sub(began.elapsed()));
+            producer.poll(Duration::ZERO);
         }
         producer.flush(common::PATIENCE).expect("the broker takes them");
-        [records, results].map(|thread| thread.join().expect("a listener"))
+        let seen = [records, results].map(|thread| thread.join().expect("a listener"));
+        over.store(true, Ordering::Relaxed);
+        seen
     });
-    let steps = program.metric("contrastream_learner_steps_total").unwrap_or(0.0);
-    program.terminate().exits(0);
+    let steps = program.map_or(0.0, |program| {
+        let steps = program.metric("contrastream_learner_steps_total");
+        program.terminate().exits(0);
+        steps.unwrap_or(0.0)
+    });
     let taken: HashMap<(i32, i64), i64> =
         records.iter().filter_map(|(place, _, taken)| Some((*place, (*taken)?))).collect();
-    for (what, seen) in [("a record itself", records), ("its result", results)] {
-        // The first few seconds belong to the start, when the listeners may not have been there yet.
-        let seen = seen.iter().skip(seen.len() / 5);
-        let delay =
-            |(place, came, _): &((i32, i64), f64, _)| Some(came - *taken.get(place)? as f64);
-        let delays: Vec<f64> = seen.filter_map(delay).collect();
-        let [half, most] = [0.5, 0.99].map(|share| quantile(delays.iter().copied(), share));
-        println!(
-            "{delivery:>17}  {rate:.0} records/s, {steps} steps, {what} after {half:.1} ms (median), \
-             {most:.1} ms (99 %)"
-        );
-    }
+    // The first few seconds belong to the start, when the listeners may not have been there yet.
+    let seen = results.iter().skip(results.len() / 5);
+    let delay = |(place, came, _): &((i32, i64), f64, _)| Some(came - *taken.get(place)? as f64);
+    let delays: Vec<f64> = seen.filter_map(delay).collect();
+    let [half, most] = [0.5, 0.99].map(|share| quantile(delays.iter().copied(), share));
+    println!("{of:>17}  {rate:.0} records/s, {steps} steps, {half:.1} ms, {most:.1} ms (99 %)");
+    [half, most]
 }
