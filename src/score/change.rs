@@ -4,7 +4,9 @@
 //! mean of the newest samples against the mean of those before them sees both: the newest sample
 //! against its predecessor, and a short and a longer mean against the rest of the segment (a
 //! two-window test of a change in mean, as in Basseville & Nikiforov 1993). Each is measured in
-//! its own typical size for the channel, robust to outliers.
+//! its own typical size for the channel, robust to outliers, and then by how often the channel, of
+//! any key, changes as much: a laboratory's value that jumps twice a day is not to hide a pulse that
+//! never does.
 
 use std::ops::Range;
 
@@ -12,6 +14,7 @@ use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::lanes::{Group, Lanes, Mask, Samples};
+use super::tail::Tail;
 
 /// Number of time scales.
 pub const SCALES: usize = 3;
@@ -21,6 +24,8 @@ const HORIZON: f32 = 5000.0;
 const WINSOR: f32 = 3.0;
 /// Before as many changes are known, there is nothing to bound by.
 const FEW: f32 = 8.0;
+/// Changes of a channel, of all keys, among which another is rare or not.
+const REMEMBERED: usize = 1024;
 
 /// The typical sizes of a key's changes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +51,37 @@ impl Changes {
         self.typical.resize(2 * SCALES * channels, 0.0);
         let typical = &mut self.typical;
         Arch::new().dispatch(Push { typical, samples, fresh, scales, found });
+    }
+}
+
+/// How often each channel, of all keys, changes as much.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rarity {
+    channels: Vec<[Tail; SCALES]>,
+}
+
+impl Rarity {
+    /// Writes `-ln p` of each of a segment's `changes`, as [`Changes::push`] finds them; 0 where nothing
+    /// can be said.
+    pub fn of(&self, changes: &[[f32; SCALES]], rarities: &mut Vec<[f32; SCALES]>) {
+        rarities.clear();
+        rarities.resize(changes.len(), [0.0; SCALES]);
+        for ((rarities, changes), tails) in rarities.iter_mut().zip(changes).zip(&self.channels) {
+            for ((rarity, change), tail) in rarities.iter_mut().zip(changes).zip(tails) {
+                *rarity = -tail.p_value(*change).ln() as f32;
+            }
+        }
+    }
+
+    /// Learns the changes of a normal segment. None is no change.
+    pub fn learn(&mut self, changes: &[[f32; SCALES]]) {
+        let tails = || std::array::from_fn(|_| Tail::of_last(REMEMBERED));
+        self.channels.resize_with(changes.len().max(self.channels.len()), tails);
+        for (changes, tails) in changes.iter().zip(&mut self.channels) {
+            for (change, tail) in changes.iter().zip(tails).filter(|(change, _)| **change > 0.0) {
+                tail.learn(*change);
+            }
+        }
     }
 }
 
@@ -249,6 +285,43 @@ mod tests {
         segment[TIME - TIME / 4..].iter_mut().for_each(|value| *value += 3.0);
         let level = changes.found(&segment, 1);
         assert!(level[2] > 6.0 && level[2] > level[0], "{level:?}");
+    }
+
+    /// Changes of a channel that makes a large one in ten, and of one that hardly moves.
+    fn of_two_channels(rng: &mut Pcg64Mcg) -> [[f32; SCALES]; 2] {
+        let mut small = || 0.3 * rng.sample::<f32, _>(StandardNormal).abs();
+        let (one, other) = (small(), small());
+        let jumps = rng.random_bool(0.1);
+        [[if jumps { 20.0 + one } else { one }; SCALES], [other; SCALES]]
+    }
+
+    #[test]
+    fn a_channel_that_often_jumps_does_not_hide_one_that_never_does() {
+        let mut rng = Pcg64Mcg::seed_from_u64(2);
+        let mut rarity = Rarity::default();
+        for _ in 0..3000 {
+            rarity.learn(&of_two_channels(&mut rng));
+        }
+        let mut found = Vec::new();
+        rarity.of(&[[20.0; SCALES], [10.0; SCALES]], &mut found);
+        for (scale, (jumping, calm)) in found[0].iter().zip(found[1]).enumerate() {
+            assert!((1.0..4.0).contains(jumping), "{scale}: {jumping}");
+            assert!(calm > 12.0, "{scale}: {calm}");
+        }
+    }
+
+    #[test]
+    fn of_channels_never_seen_to_change_nothing_is_said() {
+        let mut rarity = Rarity::default();
+        let mut found = vec![[7.0; SCALES]; 3];
+        rarity.of(&[[9.0; SCALES]; 2], &mut found);
+        assert_eq!(found, [[0.0; SCALES]; 2]);
+        // No change at all, or one that is not known, teaches nothing.
+        for _ in 0..100 {
+            rarity.learn(&[[0.0; SCALES]; 2]);
+        }
+        rarity.of(&[[9.0; SCALES]; 2], &mut found);
+        assert_eq!(found, [[0.0; SCALES]; 2]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use rand_pcg::Pcg64Mcg;
 use serde::{Deserialize, Serialize};
 
 use self::causes::View;
-use self::change::{Changes, SCALES};
+use self::change::{Changes, Rarity, SCALES};
 use self::feedback::Feedback;
 use self::lanes::Samples;
 use self::level::Level;
@@ -70,6 +70,8 @@ pub struct Scorer {
     /// Strides within which segments share samples.
     reach: u64,
     memory: Memory,
+    /// Of single channels' changes, where changes are looked at.
+    changes: Rarity,
     tails: [Tail; STATISTICS],
     /// Of their combination.
     combined: Tail,
@@ -166,8 +168,9 @@ struct Findings {
     level: Option<level::Found>,
     /// With each channel's deviation, in standard deviations.
     levels: level::Room,
-    /// Per channel, its largest change per time scale.
+    /// Per channel, its largest change per time scale, and how rare that is where changes are looked at.
     changes: Vec<[f32; SCALES]>,
+    rarities: Vec<[f32; SCALES]>,
     /// Per channel, the statistics of its forecast errors.
     residuals: Vec<[f32; KINDS]>,
     /// Per channel, how its steps deviate from the usual ones.
@@ -233,6 +236,7 @@ impl Scorer {
                 pipeline.model.embedding,
                 shape.channels * shape.length,
             ),
+            changes: Rarity::default(),
             tails: std::array::from_fn(|at| match at {
                 LEVEL => Tail::exponential(),
                 _ => Tail::default(),
@@ -362,6 +366,13 @@ impl Scorer {
                     ..looks
                 },
             );
+            if looks.change {
+                self.changes.of(&found.changes, &mut found.rarities);
+                for scale in 0..SCALES {
+                    let rarest = largest(found.rarities.iter().map(|rarities| rarities[scale]));
+                    found.statistics[CHANGE + scale] = Some(rarest);
+                }
+            }
             let mut parts = [None; STATISTICS];
             for part in &self.config.parts {
                 for at in statistics_of(*part) {
@@ -449,10 +460,14 @@ impl Scorer {
             });
 
             let normal = !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED);
-            for at in (0..STATISTICS).filter(|at| *at != LEVEL && used[*at]) {
-                let learns = normal || (CHANGE..RESIDUAL).contains(&at);
-                if let Some(value) = found.statistics[at].filter(|_| learns) {
-                    self.tails[at].learn(value);
+            if normal {
+                for at in (0..STATISTICS).filter(|at| *at != LEVEL && used[*at]) {
+                    if let Some(value) = found.statistics[at] {
+                        self.tails[at].learn(value);
+                    }
+                }
+                if looks.change {
+                    self.changes.learn(&found.changes);
                 }
             }
             // What alerts is not to teach that it is normal; the parts' tails bound outliers.
@@ -559,7 +574,7 @@ impl Findings {
             views.push(View { evidence: evidence_of(LEVEL..CHANGE), weights });
         }
         for scale in 0..SCALES {
-            let weights = self.changes.iter().map(|sizes| sizes[scale].powi(2)).collect();
+            let weights = self.rarities.iter().map(|rarities| rarities[scale].powi(2)).collect();
             let at = CHANGE + scale;
             views.push(View { evidence: evidence_of(at..at + 1), weights });
         }
@@ -621,12 +636,9 @@ impl KeyState {
         }
         // The longest scale tells where the level turns.
         let scales = if looks.change { 0..SCALES } else { SCALES - 1..SCALES };
-        self.changes.push(&found.raw, fresh, scales.clone(), &mut found.changes);
-        for scale in scales {
-            let largest = largest(found.changes.iter().map(|sizes| sizes[scale]));
-            found.statistics[CHANGE + scale] = Some(largest);
-        }
-        found.turn = self.turn.push(found.statistics[CHANGE + SCALES - 1].unwrap_or(0.0));
+        self.changes.push(&found.raw, fresh, scales, &mut found.changes);
+        let longest = found.changes.iter().map(|sizes| sizes[SCALES - 1]);
+        found.turn = self.turn.push(largest(longest));
         let continues = self.previous.is_some_and(|previous| origin.follows(&previous));
         let Findings { standardised: samples, around, residuals, .. } = found;
         self.forecasts.push(samples, fresh, continues, around, residuals);

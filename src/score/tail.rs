@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The last values of a statistic, and what lies beyond them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tail {
-    /// Ring of the last values.
+    /// Ring of the last values, and the most that it holds.
     values: Vec<f32>,
+    capacity: usize,
     next: usize,
     /// The same values as of the last fit, smallest first.
     sorted: Vec<f32>,
@@ -32,7 +33,7 @@ struct Excess {
     shape: f64,
 }
 
-/// Values remembered.
+/// Values remembered, where nothing else is said.
 const CAPACITY: usize = 16_384;
 /// Fewest excesses that a fit is made from.
 const FEWEST: usize = 10;
@@ -48,6 +49,7 @@ impl Default for Tail {
     fn default() -> Self {
         Self {
             values: Vec::new(),
+            capacity: CAPACITY,
             next: 0,
             sorted: Vec::new(),
             added: Vec::new(),
@@ -64,6 +66,11 @@ impl Tail {
     /// wider where it is optimistic.
     pub fn exponential() -> Self {
         Self { exponential: true, ..Self::default() }
+    }
+
+    /// That remembers no more than the last `capacity` values.
+    pub fn of_last(capacity: usize) -> Self {
+        Self { capacity, ..Self::default() }
     }
 
     /// Probability that a value is at least `value`, never 0.
@@ -91,11 +98,11 @@ impl Tail {
             }
             _ => value,
         };
-        if self.values.len() < CAPACITY {
+        if self.values.len() < self.capacity {
             self.values.push(value);
         } else {
             self.removed.push(std::mem::replace(&mut self.values[self.next], value));
-            self.next = (self.next + 1) % CAPACITY;
+            self.next = (self.next + 1) % self.capacity;
         }
         self.added.push(value);
         self.until_fit -= 1;
