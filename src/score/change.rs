@@ -54,7 +54,9 @@ impl Changes {
     }
 }
 
-/// How often each channel, of all keys, changes as much.
+/// How often each channel, of all keys, changes as much. Keys lend their measure, as everywhere; of these
+/// probabilities the rarest is a statistic of the segment, calibrated in turn. Where channels are
+/// grouped, those at the same place of their groups are one here, as they are to the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rarity {
     channels: Vec<[Tail; SCALES]>,
@@ -73,10 +75,10 @@ impl Rarity {
         }
     }
 
-    /// Learns the changes of a normal segment. None is no change.
+    /// Learns the changes of a normal segment. One of 0, or not known, is none, and teaches nothing.
     pub fn learn(&mut self, changes: &[[f32; SCALES]]) {
         let tails = || std::array::from_fn(|_| Tail::of_last(REMEMBERED));
-        self.channels.resize_with(changes.len().max(self.channels.len()), tails);
+        self.channels.resize_with(changes.len(), tails);
         for (changes, tails) in changes.iter().zip(&mut self.channels) {
             for (change, tail) in changes.iter().zip(tails).filter(|(change, _)| **change > 0.0) {
                 tail.learn(*change);
