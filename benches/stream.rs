@@ -1,6 +1,7 @@
 //! From a broker to a broker: records a second of `contrastream run`, at least and exactly once,
 //! beside the bare consumer of librdkafka and jobs in Python, and how long it takes from a record to
-//! its result. `checkpoint.delivery` is at least once but where the name says otherwise.
+//! its result, beside a bare loop that consumes and produces. `checkpoint.delivery` is at least once but
+//! where the name says otherwise.
 //!
 //! Needs a broker: `make broker`, then `eval "$(scripts/kafka env)"`. `PEERS_PYTHON` names a Python
 //! with quixstreams, bytewax, pathway, river and jax for the jobs of `scripts/peers/stream.py`
