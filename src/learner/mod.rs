@@ -48,7 +48,7 @@ use crate::window::{Segments, WindowShape};
 pub use self::device::{DeviceError, probe};
 pub use self::graph::NamedTensor;
 pub use self::health::Health;
-pub use self::kernels::{Matrix, multiply};
+pub use self::kernels::{Matrix, dot, multiply};
 pub use self::side_by_side::SideBySide;
 pub use self::step::Step;
 pub use self::trainer::Trainer;

@@ -2,10 +2,12 @@
 //!
 //! A label names a stretch of a key's past as an anomaly or as normal. The segments of it that are
 //! still remembered become examples. How much a new segment is like either kind is its kernel
-//! density under each, in the space that the encoder made: the kernel `e^((cosine - 1) / t)` is the
-//! likelihood ratio that InfoNCE learns, up to a constant. Segments that nobody labelled speak for
-//! normal too, with the weight of one example. No weights are fitted: a handful of labels could not
-//! carry them. (Parzen windows, 1962; as a classifier by class-wise kernel sums, Specht's
+//! density under each, by two things: the space that the encoder made, where the kernel
+//! `e^((cosine - 1) / t)` is the likelihood ratio that InfoNCE learns, up to a constant; and how rare
+//! the segment seemed before anybody was asked. What is rarer than an anomaly is no less of one, and
+//! what is less rare than a normal one no less normal, so that a label speaks for all on its far side.
+//! Segments that nobody labelled speak against an anomaly. No weights are fitted: a handful of labels
+//! could not carry them. (Parzen windows, 1962; as a classifier by class-wise kernel sums, Specht's
 //! probabilistic network, 1990.)
 
 use std::collections::VecDeque;
@@ -14,7 +16,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::learner::{Matrix, multiply};
+use super::scattered;
+use crate::learner::dot;
 
 /// What somebody said about a stretch of a key's past.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub struct Feedback {
     embeddings: Vec<f32>,
     /// `[examples, channels, time]`, standardised: to embed again as the model changes.
     values: Vec<f32>,
+    /// How rare each seemed without labels, as [`rarity`] has it.
+    rarities: Vec<f32>,
     anomalies: Vec<bool>,
     /// Where the next example goes once there is no more room.
     next: usize,
@@ -52,6 +57,8 @@ struct Seen {
     end: i64,
     embedding: Vec<f32>,
     values: Vec<f32>,
+    rarity: f32,
+    labelled: bool,
 }
 
 /// Segments that may still be labelled.
@@ -60,8 +67,15 @@ const RECENT: usize = 4096;
 const EXAMPLES: usize = 512;
 /// Examples embedded again after each training step.
 const REFRESHED: usize = 16;
-/// Width of the kernel, the temperature that the learner starts from.
+/// Segments that nobody labelled, of those that may be, that examples are held against.
+const SAMPLE: usize = 256;
+/// Width of the kernel by cosine, the temperature that the learner starts from.
 const TEMPERATURE: f32 = 0.1;
+/// Deviation of the kernel by rarity, on its scale: between probabilities of 0.01 and 1e-5 lie 1.6 of it.
+const WIDTH: f32 = 0.5;
+/// How many times as dense as what nobody labelled examples must be to count half: what they say is
+/// little where most of what is alike went without a label.
+const AGAINST: f64 = 3.0;
 /// Cosine below which an example is no likeness at all: what nothing is like, however little less
 /// like it the rest is, is of neither kind.
 const UNLIKE: f32 = 0.7;
@@ -73,6 +87,7 @@ impl Feedback {
             recent: VecDeque::new(),
             embeddings: Vec::new(),
             values: Vec::new(),
+            rarities: Vec::new(),
             anomalies: Vec::new(),
             next: 0,
             next_refresh: 0,
@@ -81,32 +96,41 @@ impl Feedback {
         }
     }
 
-    /// Remembers a segment for as long as labels may come.
-    pub fn note(&mut self, key: &Arc<str>, end: i64, embedding: &[f32], values: &[f32]) {
+    /// Remembers a segment of this probability, without labels, for as long as labels may come.
+    pub fn note(&mut self, key: &Arc<str>, end: i64, embedding: &[f32], values: &[f32], ln_p: f64) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        let (embedding, values) = (embedding.to_vec(), values.to_vec());
-        self.recent.push_back(Seen { key: Arc::clone(key), end, embedding, values });
+        self.recent.push_back(Seen {
+            key: Arc::clone(key),
+            end,
+            embedding: embedding.to_vec(),
+            values: values.to_vec(),
+            rarity: rarity(ln_p),
+            labelled: false,
+        });
     }
 
     /// Makes examples of the segments whose last sample `label` means; returns how many there are.
     pub fn take(&mut self, label: &Label) -> usize {
         let (dimension, size) = (self.dimension, self.size);
         let mut examples = 0;
-        for seen in &self.recent {
+        for seen in &mut self.recent {
             if seen.key != label.key || !(label.from..=label.to).contains(&seen.end) {
                 continue;
             }
             examples += 1;
+            seen.labelled = true;
             if self.anomalies.len() < EXAMPLES {
                 self.embeddings.extend_from_slice(&seen.embedding);
                 self.values.extend_from_slice(&seen.values);
+                self.rarities.push(seen.rarity);
                 self.anomalies.push(label.anomaly);
             } else {
                 self.embeddings[self.next * dimension..][..dimension]
                     .copy_from_slice(&seen.embedding);
                 self.values[self.next * size..][..size].copy_from_slice(&seen.values);
+                self.rarities[self.next] = seen.rarity;
                 self.anomalies[self.next] = label.anomaly;
                 self.next = (self.next + 1) % EXAMPLES;
             }
@@ -137,29 +161,53 @@ impl Feedback {
         start..(start + REFRESHED).min(self.anomalies.len())
     }
 
-    /// What the labels say of a segment with `embedding`; `unlabelled` are its cosines with segments
-    /// that nobody labelled.
-    pub fn opinion(&self, embedding: &[f32], unlabelled: &[f32]) -> Opinion {
+    /// Segments that may be labelled and were not: one of each stretch of them, at a place of its own,
+    /// since keys may take turns.
+    fn unlabelled(&self) -> impl Iterator<Item = &Seen> {
+        let stretch = self.recent.len().div_ceil(SAMPLE).max(1);
+        let stretches = 0..self.recent.len() / stretch;
+        let one_of = move |at| &self.recent[at * stretch + scattered(at, stretch)];
+        stretches.map(one_of).filter(|seen| !seen.labelled)
+    }
+
+    /// What the labels say of a segment with `embedding` and this probability without them.
+    pub fn opinion(&self, embedding: &[f32], ln_p: f64) -> Opinion {
         if self.anomalies.is_empty() {
             return Opinion::default();
         }
-        let examples = self.anomalies.len();
-        let mut cosines = vec![0.0; examples];
-        multiply(
-            &mut cosines,
-            false,
-            Matrix::new(embedding, 1, self.dimension),
-            Matrix::new(&self.embeddings, examples, self.dimension).transposed(),
-        );
-        let kernel = |cosine: &f32| f64::from(((cosine - 1.0) / TEMPERATURE).exp());
+        let rarity = rarity(ln_p);
+        let kernel = |example: &[f32], apart: f32| {
+            let by_cosine = (dot(embedding, example) - 1.0) / TEMPERATURE;
+            f64::from((by_cosine - (apart.max(0.0) / WIDTH).powi(2) / 2.0).exp())
+        };
         let (mut anomaly, mut normal) = (0.0, 0.0);
-        for (cosine, is_anomaly) in cosines.iter().zip(&self.anomalies) {
-            *(if *is_anomaly { &mut anomaly } else { &mut normal }) += kernel(cosine);
+        let examples = self.embeddings.chunks_exact(self.dimension).zip(&self.rarities);
+        for ((example, of), is_anomaly) in examples.zip(&self.anomalies) {
+            if *is_anomaly {
+                anomaly += kernel(example, of - rarity);
+            } else {
+                normal += kernel(example, rarity - of);
+            }
         }
-        let usual = unlabelled.iter().map(kernel).sum::<f64>() / unlabelled.len().max(1) as f64;
-        let all = anomaly + normal + usual + kernel(&UNLIKE);
-        Opinion { anomaly: anomaly / all, normal: normal / all }
+        let (mut unlabelled, mut sample) = (0.0, 0);
+        for seen in self.unlabelled() {
+            unlabelled += kernel(&seen.embedding, rarity - seen.rarity);
+            sample += 1;
+        }
+        let usual = AGAINST * unlabelled / f64::from(sample.max(1));
+        let (anomalies, normals) = self.examples();
+        let all = anomaly + normal + f64::from(((UNLIKE - 1.0) / TEMPERATURE).exp());
+        Opinion {
+            anomaly: anomaly / (all + usual * anomalies as f64),
+            normal: normal / (all + usual * normals as f64),
+        }
     }
+}
+
+/// How rare a segment of this probability is, so that small probabilities do not lie too far apart:
+/// `ln (1 - ln p)`.
+fn rarity(ln_p: f64) -> f32 {
+    (1.0 - ln_p).ln() as f32
 }
 
 /// How likely a segment is of either kind, by its labelled likes: 0..1, together at most 1; the
@@ -185,13 +233,19 @@ mod tests {
 
     const RAREST: f64 = 1e-5;
 
-    /// Of segments at angles, in degrees, that end at 0, 1, 2, …
-    fn noted(angles: &[f32]) -> Feedback {
+    /// Of segments at angles, in degrees, and of probabilities, that end at 0, 1, 2, …
+    fn noted(segments: &[(f32, f64)]) -> Feedback {
         let mut feedback = Feedback::new(2, 1);
-        for (end, angle) in (0..).zip(angles) {
-            feedback.note(&"m".into(), end, &at(*angle), &[*angle]);
+        for (end, (angle, p)) in (0..).zip(segments) {
+            feedback.note(&"m".into(), end, &at(*angle), &[*angle], p.ln());
         }
         feedback
+    }
+
+    /// One at 90 degrees, of this probability, then a hundred that nothing is special about.
+    fn one_apart(p: f64) -> Feedback {
+        let usual = (1..=100).map(|rank| (0.0, f64::from(rank) / 100.0));
+        noted(&[(90.0, p)].into_iter().chain(usual).collect::<Vec<_>>())
     }
 
     fn at(angle: f32) -> [f32; 2] {
@@ -203,37 +257,60 @@ mod tests {
         Label { key: "m".into(), from, to, anomaly }
     }
 
-    /// The verdict on a segment at `angle` whose own `p` is 0.1, where all others are at 0 degrees.
-    fn p_of(feedback: &Feedback, angle: f32) -> f64 {
-        let cosines = [angle.to_radians().cos(); 8];
-        feedback.opinion(&at(angle), &cosines).on(0.1_f64.ln(), RAREST).exp()
+    /// The verdict on a segment at `angle` whose own probability is `p`.
+    fn p_of(feedback: &Feedback, angle: f32, p: f64) -> f64 {
+        feedback.opinion(&at(angle), p.ln()).on(p.ln(), RAREST).exp()
     }
 
     #[test]
     fn without_labels_nothing_changes() {
-        assert!((p_of(&noted(&[0.0, 90.0]), 90.0) - 0.1).abs() < 1e-12);
+        assert!((p_of(&one_apart(0.1), 90.0, 0.1) - 0.1).abs() < 1e-12);
     }
 
     #[test]
     fn what_is_like_a_labelled_anomaly_becomes_as_rare_as_an_alert_and_nothing_else_does() {
-        let mut feedback = noted(&[0.0, 90.0]);
-        assert_eq!(feedback.take(&label(1, 1, true)), 1);
-        assert!(p_of(&feedback, 90.0) < 0.2 * RAREST);
-        assert!(p_of(&feedback, 0.0) > 0.09);
-        assert!(p_of(&feedback, 180.0) > 0.09, "like nothing seen");
+        let mut feedback = one_apart(0.1);
+        assert_eq!(feedback.take(&label(0, 0, true)), 1);
+        assert!(p_of(&feedback, 90.0, 0.1) < 0.2 * RAREST);
+        assert!(p_of(&feedback, 90.0, 0.01) < 0.02 * RAREST, "rarer than it");
+        assert!(p_of(&feedback, 0.0, 0.1) > 0.09);
+        assert!(p_of(&feedback, 180.0, 0.1) > 0.09, "like nothing seen");
+
+        let mut feedback = one_apart(1e-6);
+        assert_eq!(feedback.take(&label(0, 0, true)), 1);
+        assert!(p_of(&feedback, 90.0, 0.5) > 0.45, "far less rare than it");
     }
 
     #[test]
     fn what_is_like_a_segment_labelled_normal_is_not_rare_any_more() {
-        let mut feedback = noted(&[0.0, 90.0]);
-        assert_eq!(feedback.take(&label(1, 5, false)), 1);
-        assert!(p_of(&feedback, 90.0) > 0.85);
-        assert!(p_of(&feedback, 180.0) < 0.11, "like nothing seen");
+        let mut feedback = one_apart(1e-6);
+        assert_eq!(feedback.take(&label(0, 0, false)), 1);
+        assert!(p_of(&feedback, 90.0, 1e-6) > 0.4);
+        assert!(p_of(&feedback, 90.0, 1e-4) > 0.6, "less rare than it");
+        assert!(p_of(&feedback, 90.0, 1e-30) < 1e-24, "far rarer than it");
+        assert!(p_of(&feedback, 180.0, 1e-6) < 1.1e-6, "like nothing seen");
+    }
+
+    #[test]
+    fn a_label_says_little_where_most_of_what_is_alike_went_without_one() {
+        for anomaly in [true, false] {
+            let mut feedback = one_apart(0.1);
+            assert_eq!(feedback.take(&label(31, 35, anomaly)), 5);
+            let p = p_of(&feedback, 0.0, 0.3);
+            assert!((500.0 * RAREST..0.5).contains(&p), "{anomaly}: {p}");
+        }
+    }
+
+    #[test]
+    fn however_many_labels_say_that_the_usual_is_normal_what_is_rare_stays_so() {
+        let mut feedback = noted(&[(0.0, 0.5); RECENT]);
+        assert_eq!(feedback.take(&label(0, RECENT as i64 / 2, false)), RECENT / 2 + 1);
+        assert!(p_of(&feedback, 0.0, 1e-9) < 2e-9);
     }
 
     #[test]
     fn a_label_is_for_the_segments_of_its_key_that_end_within_it_while_they_are_remembered() {
-        let mut feedback = noted(&[0.0; RECENT + 10]);
+        let mut feedback = noted(&[(0.0, 0.5); RECENT + 10]);
         assert_eq!(feedback.take(&Label { key: "n".into(), ..label(0, i64::MAX, true) }), 0);
         assert_eq!(feedback.take(&label(0, 9, true)), 0);
         assert_eq!(feedback.take(&label(5, 12, false)), 3);
@@ -245,7 +322,7 @@ mod tests {
 
     #[test]
     fn examples_follow_the_model() {
-        let mut feedback = noted(&[10.0; 40]);
+        let mut feedback = noted(&[(10.0, 0.5); 40]);
         feedback.take(&label(0, 39, true));
         for _ in 0..3 {
             feedback.refresh(|values| values.iter().flat_map(|angle| at(angle + 50.0)).collect());

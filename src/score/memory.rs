@@ -4,6 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::scattered;
 use crate::learner::{Matrix, SideBySide, multiply};
 use crate::pairs::Origin;
 
@@ -84,7 +85,7 @@ impl Memory {
         let (entries, rows) = (self.len(), values.len() / self.size);
         let size = self.size / time * cut.newest;
         let places: Vec<usize> =
-            (0..entries).filter(|place| sample_of(*place, cut.samples) == cut.sample).collect();
+            (0..entries).filter(|place| scattered(*place, cut.samples) == cut.sample).collect();
         let mut known = Vec::with_capacity(places.len() * size);
         for place in &places {
             let values = &self.values[place * self.size..][..self.size];
@@ -238,12 +239,6 @@ impl<const K: usize> WithSimd for Search<'_, K> {
         }
         (same, all)
     }
-}
-
-/// Which of so many samples of the entries one is in. By a hash of its place (Knuth's multiplicative
-/// one): at first, entries come in the order of keys, which may take turns.
-fn sample_of(place: usize, samples: usize) -> usize {
-    ((place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % samples
 }
 
 /// Appends the `newest` samples of segments `[.., channels, time]`, each channel less its mean; what is
@@ -414,7 +409,7 @@ mod tests {
         for sample in 0..2 {
             let found = long.likenesses(&values, 5, Cut { newest: 3, sample, samples: 2 });
             for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let is_in_it = sample_of(at % 5, 2) == sample;
+                let is_in_it = scattered(at % 5, 2) == sample;
                 // The order of the products' sums is not that of fewer of them.
                 let alike = (found - expected).abs() < 1e-5;
                 assert!(if is_in_it { alike } else { *found == f32::NEG_INFINITY }, "{at}");
@@ -427,7 +422,7 @@ mod tests {
         for keys in 1..=24 {
             for key in 0..keys {
                 let mut found = [0; 3];
-                (key..1024).step_by(keys).for_each(|place| found[sample_of(place, 3)] += 1);
+                (key..1024).step_by(keys).for_each(|place| found[scattered(place, 3)] += 1);
                 let expected = 1024.0 / keys as f64 / 3.0;
                 let share = |found: usize| found as f64 / expected;
                 assert!(found.iter().all(|found| (0.5..2.0).contains(&share(*found))), "{found:?}");

@@ -386,11 +386,10 @@ impl Scorer {
             let evidence = -ln_p as f32;
             let mut p_value = self.combined.p_value(evidence);
             if let Some(feedback) = &mut self.feedback {
-                let cosines = &cosines[row * known..(row + 1) * known];
-                let opinion = feedback.opinion(embedding, cosines);
+                let opinion = feedback.opinion(embedding, ln_p);
+                feedback.note(key, meta.window_end, embedding, values, ln_p);
                 ln_p = opinion.on(ln_p, rarest);
                 p_value = opinion.on(p_value.ln(), rarest).exp();
-                feedback.note(key, meta.window_end, embedding, values);
             }
             let warm = state.segments >= self.config.warmup as u64;
             let alert_id = state.episode(key, &origin, warm, p_value, rarest, self.reach);
@@ -539,6 +538,12 @@ impl Scorer {
             .map(Arc::from)
             .collect()
     }
+}
+
+/// A number below `bound` that looks random (Knuth's multiplicative hash): for samples of what comes in
+/// an order of keys that may take turns.
+fn scattered(at: usize, bound: usize) -> usize {
+    ((at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % bound
 }
 
 fn largest(values: impl Iterator<Item = f32>) -> f32 {
