@@ -6,7 +6,7 @@
 //! `e^((cosine - 1) / t)` is the likelihood ratio that InfoNCE learns, up to a constant; and how rare
 //! the segment seemed before anybody was asked. What is rarer than an anomaly is no less of one, and
 //! what is less rare than a normal one no less normal, so that a label speaks for all on its far side.
-//! Segments that nobody labelled speak against an anomaly. No weights are fitted: a handful of labels
+//! Segments that nobody labelled speak against either kind. No weights are fitted: a handful of labels
 //! could not carry them. (Parzen windows, 1962; as a classifier by class-wise kernel sums, Specht's
 //! probabilistic network, 1990.)
 
@@ -283,6 +283,11 @@ mod tests {
 
     #[test]
     fn what_is_like_a_segment_labelled_normal_is_not_rare_any_more() {
+        let mut feedback = one_apart(0.1);
+        assert_eq!(feedback.take(&label(0, 0, false)), 1);
+        assert!(p_of(&feedback, 90.0, 0.1) > 0.85);
+        assert!(p_of(&feedback, 180.0, 0.1) < 0.11, "like nothing seen");
+
         let mut feedback = one_apart(1e-6);
         assert_eq!(feedback.take(&label(0, 0, false)), 1);
         assert!(p_of(&feedback, 90.0, 1e-6) > 0.4);
