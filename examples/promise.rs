@@ -16,6 +16,10 @@
 //! | `drift` | `plant`, and every channel wanders by a standard deviation of its noise an hour |
 //! | `bursts` | `gaussian`, its size itself a slow process (stochastic volatility) |
 //! | `regime` | `gaussian`, each machine once for good at another level and twice as noisy |
+//! | `fleet` | machines of `plant`, `gaussian`, `heavy` and `bursts` side by side |
+//! | `modes` | `gaussian` around one of three levels, which changes every ten minutes on average |
+//! | `states` | what controllers report: a constant, a switch, a whole number, a counter that begins anew, and `gaussian` |
+//! | `gaps` | `plant`, a tenth of its values missing, mostly in runs, and half of the machines without a second channel |
 //!
 //! An alert counts once, as the episode that it is. A row tells the alerts per promised one over all
 //! warm segments, and over the first 2,000 of each machine alone (cold start). With `regime`, the
@@ -33,7 +37,7 @@ use contrastream::runtime::Core;
 use contrastream::source::Lane;
 use contrastream::source::generator::{DEFAULT_CHANNELS, Plant};
 use contrastream::window::{Segmenter, WindowShape};
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_distr::{Distribution, StandardNormal, StudentT};
 use rand_pcg::Pcg64Mcg;
 
@@ -45,7 +49,8 @@ const SAMPLES: usize = 256;
 const COLD: u64 = 2000;
 /// Segments after a change of regime within which alerts are told apart.
 const AFTER: [u64; 6] = [100, 300, 1_000, 3_000, 10_000, u64::MAX];
-const KINDS: [&str; 6] = ["plant", "gaussian", "heavy", "drift", "bursts", "regime"];
+const KINDS: [&str; 10] =
+    ["plant", "gaussian", "heavy", "drift", "bursts", "regime", "fleet", "modes", "states", "gaps"];
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -173,6 +178,20 @@ enum Kind {
     Heavy,
     Drift,
     Bursts,
+    Fleet,
+    Modes,
+    States,
+    Gaps,
+}
+
+impl Kind {
+    /// That of one machine.
+    fn of(self, machine: usize) -> Self {
+        match self {
+            Self::Fleet => [Self::Plant, Self::Gaussian, Self::Heavy, Self::Bursts][machine % 4],
+            alone => alone,
+        }
+    }
 }
 
 /// The state of one machine's noise.
@@ -182,6 +201,12 @@ struct Machine {
     /// Logarithm of the size of its noise.
     volatility: f64,
     wander: [f64; CHANNELS],
+    /// Which of the levels it is at, on or off.
+    mode: usize,
+    /// What its counter shows.
+    count: f64,
+    /// Channels whose values do not come at the moment.
+    silent: [bool; CHANNELS],
 }
 
 impl Stream {
@@ -197,6 +222,10 @@ impl Stream {
             "heavy" => Kind::Heavy,
             "drift" => Kind::Drift,
             "bursts" => Kind::Bursts,
+            "fleet" => Kind::Fleet,
+            "modes" => Kind::Modes,
+            "states" => Kind::States,
+            "gaps" => Kind::Gaps,
             _ => Kind::Gaussian,
         };
         Self {
@@ -223,18 +252,21 @@ impl Stream {
         }
         self.samples += SAMPLES as u64;
         let mut all = batch.columns()[..FIRST_CHANNEL_COLUMN].to_vec();
-        all.extend(
-            columns.into_iter().map(|column| Arc::new(Float32Array::from(column)) as ArrayRef),
-        );
+        all.extend(columns.into_iter().map(|column| {
+            let values = column.into_iter().map(|value| (!value.is_nan()).then_some(value));
+            Arc::new(values.collect::<Float32Array>()) as ArrayRef
+        }));
         Ok(RecordBatch::try_new(batch.schema(), all)?)
     }
 
     /// What the sample of `machine` at `time` is instead of the plant's.
     fn redraw<'a>(&mut self, machine: usize, time: u64, sample: impl Iterator<Item = &'a mut f32>) {
+        let kind = self.kind.of(machine);
+        let second_is_missing = machine % 2 == 0;
         let machine = &mut self.machines[machine];
         let normal = |rng: &mut Pcg64Mcg| -> f64 { StandardNormal.sample(rng) };
-        match self.kind {
-            Kind::Plant => {}
+        match kind {
+            Kind::Plant | Kind::Fleet => {}
             Kind::Drift => {
                 for (value, wander) in sample.zip(&mut machine.wander) {
                     // The plant's noise is about a percent of its level.
@@ -243,22 +275,58 @@ impl Stream {
                     *value += *wander as f32;
                 }
             }
-            Kind::Gaussian | Kind::Heavy | Kind::Bursts => {
+            Kind::Gaussian | Kind::Heavy | Kind::Bursts | Kind::Modes => {
                 let changed = self.change.is_some_and(|change| time >= change);
-                let (level, mut size) = if changed { (13.0, 2.0) } else { (10.0, 1.0) };
-                if self.kind == Kind::Bursts {
+                let (mut level, mut size) = if changed { (13.0, 2.0) } else { (10.0, 1.0) };
+                if kind == Kind::Modes {
+                    if self.rng.random_bool(1.0 / 600.0) {
+                        machine.mode = self.rng.random_range(0..3);
+                    }
+                    level += 6.0 * machine.mode as f64;
+                }
+                if kind == Kind::Bursts {
                     machine.volatility += -0.01 * machine.volatility + 0.06 * normal(&mut self.rng);
                     size *= machine.volatility.exp();
                 }
                 let common = normal(&mut self.rng);
                 for (value, noise) in sample.zip(&mut machine.noise) {
-                    let own = match self.kind {
+                    let own = match kind {
                         Kind::Heavy => student(&mut self.rng),
                         _ => normal(&mut self.rng),
                     };
                     let shock = 0.6 * common + 0.8 * own;
                     *noise = 0.7 * *noise + size * shock;
                     *value = (level + *noise) as f32;
+                }
+            }
+            Kind::States => {
+                if self.rng.random_bool(1.0 / 300.0) {
+                    machine.mode = 1 - machine.mode;
+                }
+                machine.count += self.rng.random::<f64>();
+                if time == 0 || machine.count > 500.0 {
+                    machine.count = if time == 0 { self.rng.random_range(0.0..500.0) } else { 0.0 };
+                }
+                let noise = &mut machine.noise;
+                noise[2] = 0.99 * noise[2] + normal(&mut self.rng);
+                noise[4] = 0.7 * noise[4] + normal(&mut self.rng);
+                let mode = machine.mode as f64;
+                let states = [50.0, mode, (noise[2] / 4.0).round(), machine.count, 10.0 + noise[4]];
+                for (value, state) in sample.zip(states) {
+                    *value = state as f32;
+                }
+            }
+            Kind::Gaps => {
+                for (channel, value) in sample.enumerate() {
+                    let silent = &mut machine.silent[channel];
+                    // Silent for 20 samples, heard for 200, and one more in a hundred is lost.
+                    if self.rng.random_bool(if *silent { 0.05 } else { 0.005 }) {
+                        *silent = !*silent;
+                    }
+                    let lost = *silent || self.rng.random_bool(0.01);
+                    if lost || (channel == 1 && second_is_missing) {
+                        *value = f32::NAN;
+                    }
                 }
             }
         }

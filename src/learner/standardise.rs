@@ -5,6 +5,11 @@
 //! running estimates gather behind them. From then on they follow the stream: every sample moves
 //! them by a share of its winsorised deviation (Huber 1964), so a fault of any size moves them no
 //! more than a deviation of three does.
+//!
+//! A channel that stands still, as that of a machine which is off or of a switch nobody turns, tells nothing
+//! of how it varies: a segment of one value teaches nothing, and the first segment in which the channel does
+//! vary is the one that sets its centre and scale. Otherwise the scale would shrink to nothing, and
+//! winsorised at three of those, take many thousand samples to grow again.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
@@ -64,12 +69,8 @@ impl Standardiser {
         self.held = self.held.saturating_sub(1);
         let fresh = fresh.min(time);
         for (channel, samples) in self.channels.iter_mut().zip(segment.chunks_exact(time)) {
-            // The first value of a channel that the first segment lacked.
-            if channel.samples == 0 && channel.running_variance == 0.0 {
-                let mut samples = samples[time - fresh..].iter();
-                if let Some(value) = samples.find(|value| !value.is_nan()) {
-                    *channel = Channel::from_samples(&[*value]);
-                }
+            if channel.running_variance == 0.0 {
+                channel.begin(samples);
             }
         }
         let channels = &mut self.channels;
@@ -138,10 +139,15 @@ impl WithSimd for Learn<'_> {
         let segments = self.segment.chunks(lanes * time);
         for (channels, segment) in self.channels.chunks_mut(lanes).zip(segments) {
             let mut rows = Rows::of(channels);
+            let mut still = [false; LANES];
+            for (still, samples) in still.iter_mut().zip(segment.chunks_exact(time)) {
+                *still = stands_still(samples);
+            }
             for start in (first..time).step_by(BLOCK) {
                 let end = time.min(start + BLOCK);
                 let mut block = [[f64::NAN; LANES]; BLOCK];
-                for (lane, samples) in segment.chunks_exact(time).enumerate() {
+                let taught = segment.chunks_exact(time).enumerate();
+                for (lane, samples) in taught.filter(|(lane, _)| !still[*lane]) {
                     for (row, sample) in block.iter_mut().zip(&samples[start..end]) {
                         row[lane] = f64::from(*sample);
                     }
@@ -227,7 +233,8 @@ impl Channel {
     fn from_samples(samples: &[f32]) -> Self {
         let observed: Vec<f32> = samples.iter().copied().filter(|value| !value.is_nan()).collect();
         let Some(center) = median(observed.clone()) else {
-            return Self { scale: 1.0, ..Self::default() };
+            // Nothing to compare with: the first values count as missing.
+            return Self { center: f32::NAN, scale: 1.0, ..Self::default() };
         };
         let deviations: Vec<f32> = observed.iter().map(|value| (value - center).abs()).collect();
         let mean = deviations.iter().sum::<f32>() / deviations.len() as f32;
@@ -237,15 +244,38 @@ impl Channel {
             Some(deviation) if deviation > 0.0 => 1.4826 * deviation,
             _ => 1.2533 * mean,
         };
-        let scale = usable(scale, center);
         Self {
             center,
-            scale,
+            scale: usable(scale, center),
             running_center: f64::from(center),
             running_variance: f64::from(scale).powi(2),
             samples: 0,
         }
     }
+
+    /// Begins, once there is something to measure a scale by: a segment that varies, or a value beside
+    /// the one that was there before.
+    fn begin(&mut self, samples: &[f32]) {
+        let Some(newest) = samples.iter().rev().find(|sample| !sample.is_nan()) else { return };
+        let fresh = Self::from_samples(samples);
+        if fresh.running_variance > 0.0 || self.center.is_nan() {
+            *self = fresh;
+        } else if *newest != self.center {
+            *self = Self::from_samples(&[self.center, *newest]);
+        }
+    }
+}
+
+/// Whether a channel was observed for at least half of a segment and is of one value. Most channels tell
+/// by the newest two.
+fn stands_still(samples: &[f32]) -> bool {
+    let mut observed = samples.iter().rev().filter(|sample| !sample.is_nan());
+    let Some(newest) = observed.next() else { return false };
+    let mut alike = 1;
+    observed.all(|sample| {
+        alike += 1;
+        sample == newest
+    }) && 2 * alike >= samples.len()
 }
 
 /// A scale to divide by: not below what `f32` can tell apart around the centre, and finite, for
@@ -348,12 +378,49 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_stood_still_at_first_is_measured_as_soon_as_it_moves() {
+        let mut rng = Pcg64Mcg::seed_from_u64(8);
+        let mut standardiser = Standardiser::new(&[0.0; 16], 16, 0);
+        let mut window = [0.0; 16];
+        for at in 0..1_300 {
+            window.rotate_left(1);
+            let running = 50.0 + 4.0 * rng.sample::<f32, _>(StandardNormal);
+            window[15] = if at < 1_000 { 0.0 } else { running };
+            standardiser.learn(&window, 16, 1, 8192);
+        }
+        let size = apply(&standardiser, &[58.0])[0].abs();
+        assert!(size < LINEAR, "{size}");
+    }
+
+    #[test]
+    fn what_stands_still_teaches_nothing_but_a_rare_value_does() {
+        let varied: Vec<f32> = (0..16).map(|at| (at as f32).sin()).collect();
+        let before = Standardiser::new(&varied, 16, 0);
+        let mut off = before.clone();
+        for _ in 0..10_000 {
+            off.learn(&[0.0; 16], 16, 1, 100);
+        }
+        assert_eq!(apply(&off, &varied), apply(&before, &varied));
+
+        // A laboratory value: one in each segment.
+        let mut rare = before;
+        let mut segment = [f32::NAN; 16];
+        for at in 0..1_000 {
+            segment[15] = 5.0 + (at as f32).sin();
+            rare.learn(&segment, 16, 1, 100);
+        }
+        assert!((rare.channels[0].center - 5.0).abs() < 0.5, "{:?}", rare.channels);
+    }
+
+    #[test]
     fn constant_and_absent_channels_stay_finite() {
         let constant = Standardiser::new(&[7.0; 8], 8, 0);
         assert_eq!(apply(&constant, &[7.0]), [0.0]);
         assert!(apply(&constant, &[8.0])[0].is_finite());
         let mut absent = Standardiser::new(&[f32::NAN; 8], 8, 0);
         assert!(apply(&absent, &[f32::NAN])[0].is_nan());
+        // There is nothing yet to tell a first value's size by.
+        assert!(apply(&absent, &[3.0])[0].is_nan());
         absent.learn(&[3.0], 1, 1, 100);
         assert_eq!(apply(&absent, &[3.0]), [0.0]);
     }
