@@ -24,6 +24,8 @@ pub struct Rulers<S: Simd> {
 const HORIZON: u32 = 1000;
 /// Deviations beyond this many spreads count as this many.
 const WINSOR: f32 = 4.0;
+/// Values before there is anything to bound by.
+const FEW: u32 = 8;
 
 impl Ruler {
     /// `value` in spreads from the centre. The first few values of a key say little about its
@@ -36,22 +38,33 @@ impl Ruler {
         (value - self.center) / (doubt * self.resolved_spread())
     }
 
-    /// The spread, not below what is taken for noise around the centre: a statistic that has been
-    /// constant so far may yet begin to vary.
     fn resolved_spread(&self) -> f32 {
-        self.spread.max(1e-3 * self.center.abs()).max(1e-6)
+        self.spread.max(self.noise())
     }
 
-    /// Learns a value; one that is not finite says nothing.
+    /// The spread that is taken for noise around the centre: a statistic that has been constant so far may
+    /// yet begin to vary.
+    fn noise(&self) -> f32 {
+        (1e-3 * self.center.abs()).max(1e-6)
+    }
+
+    /// Learns a value; one that is not finite says nothing. The first beside the only one so far begins
+    /// anew: by spreads of nothing, winsorised, it would take thousands of them to grow one.
     pub fn learn(&mut self, value: f32) {
         if !value.is_finite() {
             return;
         }
+        let deviation = value - self.center;
+        let noise = self.noise();
+        if self.seen > FEW && self.spread <= noise && deviation.abs() > WINSOR * noise {
+            let spread = deviation.abs().min(f32::MAX);
+            *self = Self { center: value, spread, seen: 2 };
+            return;
+        }
         self.seen = (self.seen + 1).min(HORIZON);
         let rate = 1.0 / self.seen as f32;
-        let deviation = value - self.center;
         // Until a few are known, there is nothing to bound by.
-        let bound = if self.seen > 8 { WINSOR * self.resolved_spread() } else { f32::MAX };
+        let bound = if self.seen > FEW { WINSOR * self.resolved_spread() } else { f32::MAX };
         let bound = bound.min(f32::MAX);
         let bounded = deviation.clamp(-bound, bound);
         self.center += rate * bounded;
@@ -91,8 +104,13 @@ impl<S: Simd> Rulers<S> {
 
     #[inline(always)]
     fn resolved_spread(&self) -> Lanes<S> {
+        self.spread.max(self.noise())
+    }
+
+    #[inline(always)]
+    fn noise(&self) -> Lanes<S> {
         let noise = self.spread.constant(1e-3) * self.center.abs();
-        self.spread.max(noise).max(noise.constant(1e-6))
+        noise.max(noise.constant(1e-6))
     }
 
     /// As [`Ruler::learn`], where a value is finite.
@@ -100,15 +118,21 @@ impl<S: Simd> Rulers<S> {
     pub fn learn(&mut self, value: Lanes<S>) {
         let constant = |number| value.constant(number);
         let (learns, one) = (value.finite(), constant(1.0));
+        let (noise, few) = (self.noise(), constant(FEW as f32));
+        let deviation = value - self.center;
+        let varies = deviation.abs().greater(constant(WINSOR) * noise);
+        let begins = self.seen.greater(few).and(noise.reaches(self.spread)).and(varies);
         let seen = (self.seen + one).min(constant(HORIZON as f32));
         let most = constant(f32::MAX);
         let bound = constant(WINSOR) * self.resolved_spread();
-        let bound = seen.greater(constant(8.0)).choose(bound, most).min(most);
-        let bounded = (value - self.center).min(bound).max(constant(0.0) - bound);
+        let bound = seen.greater(few).choose(bound, most).min(most);
+        let bounded = deviation.min(bound).max(constant(0.0) - bound);
         let spread = self.spread + (bounded.abs() - self.spread) / (seen - one);
+        let spread = begins.choose(deviation.abs().min(most), spread);
         self.spread = learns.and(seen.greater(one)).choose(spread, self.spread);
-        self.center = learns.choose(self.center + bounded / seen, self.center);
-        self.seen = learns.choose(seen, self.seen);
+        let center = begins.choose(value, self.center + bounded / seen);
+        self.center = learns.choose(center, self.center);
+        self.seen = learns.choose(begins.choose(constant(2.0), seen), self.seen);
     }
 }
 
@@ -153,7 +177,7 @@ mod tests {
         let mut ruler = Ruler::default();
         (0..100).for_each(|_| ruler.learn(4.0));
         assert!(ruler.measure(6.0) > 100.0);
-        (0..5000).for_each(|at| ruler.learn((at % 7) as f32));
+        (0..20).for_each(|at| ruler.learn((at % 7) as f32));
         assert!(ruler.measure(6.0) < 2.0, "{ruler:?}");
     }
 
