@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use self::model::{Model, Settings};
 use self::standardise::Standardiser;
+pub use self::standardise::all_stand_still;
 use self::step::Batch;
 use crate::config::{self, Input, Standardise};
 use crate::keys::{Keys, State, number_of};

@@ -266,6 +266,13 @@ impl Channel {
     }
 }
 
+/// Whether all that was observed of a segment `[channels, time]` stands still, channel by channel.
+pub fn all_stand_still(segment: &[f32], time: usize) -> bool {
+    segment
+        .chunks_exact(time)
+        .all(|samples| stands_still(samples) || samples.iter().all(|sample| sample.is_nan()))
+}
+
 /// Whether a channel was observed for at least half of a segment and is of one value. Most channels tell
 /// by the newest two.
 fn stands_still(samples: &[f32]) -> bool {
@@ -410,6 +417,20 @@ mod tests {
             rare.learn(&segment, 16, 1, 100);
         }
         assert!((rare.channels[0].center - 5.0).abs() < 0.5, "{:?}", rare.channels);
+    }
+
+    #[test]
+    fn a_segment_stands_still_where_each_channel_does_or_is_missing() {
+        let nan = f32::NAN;
+        for (segment, still) in [
+            ([1.0, 1.0, 1.0, 5.0, 5.0, 5.0], true),
+            ([1.0, nan, 1.0, nan, nan, nan], true),
+            ([1.0, 1.0, 1.0, 5.0, 5.0, 6.0], false),
+            // One value of three says nothing of that.
+            ([1.0, 1.0, 1.0, nan, nan, 5.0], false),
+        ] {
+            assert_eq!(all_stand_still(&segment, 3), still, "{segment:?}");
+        }
     }
 
     #[test]

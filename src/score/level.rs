@@ -115,6 +115,7 @@ impl Level {
         let found = known.then(|| self.compare(room));
         let suspicious = found.is_some_and(|found| found.suspicious);
         let any_far = suspicious && room.deviations.iter().any(is_far);
+        self.begin_those_that_move(room);
         room.weights.clear();
         for (at, channel) in self.channels.iter_mut().enumerate() {
             let takes_part = suspicious && (!any_far || is_far(&room.deviations[at]));
@@ -133,6 +134,20 @@ impl Level {
         });
         self.channels = channels.collect();
         self.covariance = vec![0.0; levels.len() * (levels.len() + 1) / 2];
+    }
+
+    /// A channel that has stood still so far says nothing of how its level varies: it begins anew with
+    /// the first samples that differ.
+    fn begin_those_that_move(&mut self, room: &mut Room) {
+        let mut rest = &self.covariance[..];
+        for (at, channel) in self.channels.iter_mut().enumerate() {
+            let stood_still = channel.noise == 0.0 && rest[0] == 0.0;
+            if stood_still && room.levels[at].is_some_and(|level| level.noise > 0.0) {
+                *channel = Channel::default();
+                room.off[at] = 0.0;
+            }
+            rest = &rest[room.off.len() - at..];
+        }
     }
 
     fn compare(&self, room: &mut Room) -> Found {
@@ -352,6 +367,26 @@ mod tests {
         let mut level = Level::default();
         normal(&mut level, rng, segments);
         level
+    }
+
+    #[test]
+    fn a_channel_that_stood_still_begins_with_the_first_that_differs() {
+        let mut rng = Pcg64Mcg::seed_from_u64(5);
+        let mut level = Level::default();
+        // Sixteen samples of two channels, of which the newest four are new.
+        let mut push = |first: f32, scatter: f32| {
+            let mut segment = [0.0; 32];
+            segment.fill_with(|| rng.sample(StandardNormal));
+            segment[..16].iter_mut().for_each(|value| *value = first + scatter * *value);
+            level.see(&segment, 16, 4)
+        };
+        (0..200).for_each(|_| drop(push(0.0, 0.0)));
+        // Seen at once, and no longer once there is something to compare with.
+        assert!(push(50.0, 1.0).unwrap().suspicious);
+        (0..100).for_each(|_| drop(push(50.0, 1.0)));
+        let suspicious = (0..100).filter(|_| push(50.0, 1.0).unwrap().suspicious).count();
+        assert!(suspicious <= 1, "{suspicious}");
+        assert!(push(60.0, 1.0).unwrap().suspicious);
     }
 
     #[test]

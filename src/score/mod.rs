@@ -458,7 +458,9 @@ impl Scorer {
                 warm,
             });
 
-            let normal = !alert || state.segments.is_multiple_of(ALERTS_REMEMBERED);
+            // Of a machine that is off, nothing is learned of how one varies that is on.
+            let still = learner::all_stand_still(segments.segment(index, size), self.shape.length);
+            let normal = !still && (!alert || state.segments.is_multiple_of(ALERTS_REMEMBERED));
             if normal {
                 for at in (0..STATISTICS).filter(|at| *at != LEVEL && used[*at]) {
                     if let Some(value) = found.statistics[at] {
@@ -470,12 +472,12 @@ impl Scorer {
                 }
             }
             // What alerts is not to teach that it is normal; the parts' tails bound outliers.
-            if !alert {
+            if !alert && !still {
                 self.combined.learn(evidence);
             }
             if let Some(level) = &found.level {
                 let lessons = state.level_excursion.take_in(level, alert);
-                lessons.for_each(|value| self.tails[LEVEL].learn(value));
+                lessons.filter(|_| !still).for_each(|value| self.tails[LEVEL].learn(value));
             }
             state.learn(&found, &origin, meta.window_end);
             if normal {
