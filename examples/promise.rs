@@ -262,7 +262,7 @@ impl Stream {
     /// What the sample of `machine` at `time` is instead of the plant's.
     fn redraw<'a>(&mut self, machine: usize, time: u64, sample: impl Iterator<Item = &'a mut f32>) {
         let kind = self.kind.of(machine);
-        let second_is_missing = machine % 2 == 0;
+        let second_is_missing = machine.is_multiple_of(2);
         let machine = &mut self.machines[machine];
         let normal = |rng: &mut Pcg64Mcg| -> f64 { StandardNormal.sample(rng) };
         match kind {
