@@ -140,6 +140,9 @@ pub struct Embedded {
     pub surprises: Vec<Option<f32>>,
     /// Where each segment stands in its key's stream.
     pub origins: Vec<Origin>,
+    /// Segments and channels whose standardisation begins anew behind them: the key was quiet there, and
+    /// has not been for long.
+    pub anew: Vec<(usize, usize)>,
     /// Where the keys' states are, in the map that the segments were embedded with.
     pub slots: Vec<usize>,
     projections: Vec<f32>,
@@ -303,6 +306,8 @@ impl Learner {
                 // At once: whether the key's next segment comes along with this one or later must
                 // not make a difference.
                 standardiser.learn(values, time, fresh, horizon);
+                let (row, anew) = (embedded.slots.len(), standardiser.begin_anew(values, time));
+                embedded.anew.extend(anew.into_iter().map(|channel| (row, channel)));
             }
             embedded.slots.push(slot);
             embedded.origins.push(Origin {

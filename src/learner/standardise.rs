@@ -9,7 +9,8 @@
 //! A channel that stands still, as that of a machine which is off or of a switch nobody turns, tells nothing
 //! of how it varies: a segment of one value teaches nothing, and the first segment in which the channel does
 //! vary is the one that sets its centre and scale. Otherwise the scale would shrink to nothing, and
-//! winsorised at three of those, take many thousand samples to grow again.
+//! winsorised at three of those, take many thousand samples to grow again. Where a sensor is never quite
+//! still, it does: a channel that has varied by ten times its scale for long begins anew as well.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
@@ -31,12 +32,18 @@ struct Channel {
     running_center: f64,
     running_variance: f64,
     samples: u64,
+    /// How many more of the samples of late were winsorised than were not.
+    beyond: u64,
 }
 
 /// Deviations beyond this many scales count as this many.
 const WINSOR: f64 = 3.0;
 /// Variance of a standard normal variable winsorised at [`WINSOR`].
 const WINSORISED_VARIANCE: f64 = 0.994_6;
+/// Segments' worth of samples after which, were all of them winsorised, a channel that varies by
+/// so many scales is taken for one that had been quiet. As long as a level is suspicious that stays.
+const LASTING: u64 = 16;
+const QUIET: f64 = 10.0;
 /// Standardised values beyond this are compressed logarithmically: the model sees that they are
 /// extreme, and its gradients stay finite.
 const LINEAR: f32 = 6.0;
@@ -79,6 +86,27 @@ impl Standardiser {
             channel.center = channel.running_center as f32;
             channel.scale = usable(channel.running_variance.sqrt() as f32, channel.center);
         }
+    }
+}
+
+impl Standardiser {
+    /// Begins those channels anew, by a segment that was learned, that had been quiet and have not been so
+    /// for long; returns which.
+    pub fn begin_anew(&mut self, segment: &[f32], time: usize) -> Vec<usize> {
+        let mut anew = Vec::new();
+        let rows = self.channels.iter_mut().zip(segment.chunks_exact(time)).enumerate();
+        for (at, (channel, samples)) in rows {
+            if channel.beyond < LASTING * time as u64 {
+                continue;
+            }
+            channel.beyond = 0;
+            let fresh = Channel::from_samples(samples);
+            if fresh.running_variance > QUIET.powi(2) * channel.running_variance {
+                *channel = fresh;
+                anew.push(at);
+            }
+        }
+        anew
     }
 }
 
@@ -164,17 +192,19 @@ struct Rows {
     centers: [f64; LANES],
     variances: [f64; LANES],
     counts: [f64; LANES],
+    beyond: [f64; LANES],
 }
 
 impl Rows {
     #[inline(always)]
     fn of(channels: &[Channel]) -> Self {
-        let mut rows =
-            Self { centers: [0.0; LANES], variances: [1.0; LANES], counts: [0.0; LANES] };
+        let (zeros, ones) = ([0.0; LANES], [1.0; LANES]);
+        let mut rows = Self { centers: zeros, variances: ones, counts: zeros, beyond: zeros };
         for (lane, channel) in channels.iter().enumerate() {
             rows.centers[lane] = channel.running_center;
             rows.variances[lane] = channel.running_variance;
             rows.counts[lane] = channel.samples as f64;
+            rows.beyond[lane] = channel.beyond as f64;
         }
         rows
     }
@@ -185,6 +215,7 @@ impl Rows {
             channel.running_center = self.centers[lane];
             channel.running_variance = self.variances[lane];
             channel.samples = self.counts[lane] as u64;
+            channel.beyond = self.beyond[lane] as u64;
         }
     }
 
@@ -197,9 +228,11 @@ impl Rows {
         let load = |values: &[f64; LANES]| simd.partial_load_f64s(&values[..lanes]);
         let splat = |value| simd.splat_f64s(value);
         let (one, winsor, zero) = (splat(1.0), splat(WINSOR), splat(0.0));
+        let minus_one = splat(-1.0);
         let mut center = load(&self.centers);
         let mut variance = load(&self.variances);
         let mut count = load(&self.counts);
+        let mut beyond = load(&self.beyond);
         for row in samples {
             let value = load(row);
             let known = simd.equal_f64s(value, value);
@@ -222,10 +255,14 @@ impl Rows {
             center = simd.select_f64s(known, middle, center);
             variance = simd.select_f64s(known, spread, variance);
             count = simd.select_f64s(known, seen, count);
+            let step = simd.select_f64s(above, one, simd.select_f64s(below, one, minus_one));
+            let further = simd.max_f64s(simd.add_f64s(beyond, step), zero);
+            beyond = simd.select_f64s(known, further, beyond);
         }
         simd.partial_store_f64s(&mut self.centers[..lanes], center);
         simd.partial_store_f64s(&mut self.variances[..lanes], variance);
         simd.partial_store_f64s(&mut self.counts[..lanes], count);
+        simd.partial_store_f64s(&mut self.beyond[..lanes], beyond);
     }
 }
 
@@ -250,6 +287,7 @@ impl Channel {
             running_center: f64::from(center),
             running_variance: f64::from(scale).powi(2),
             samples: 0,
+            beyond: 0,
         }
     }
 
@@ -397,6 +435,43 @@ mod tests {
         }
         let size = apply(&standardiser, &[58.0])[0].abs();
         assert!(size < LINEAR, "{size}");
+    }
+
+    #[test]
+    fn a_channel_that_was_quiet_begins_anew_once_it_has_run_for_long() {
+        let mut rng = Pcg64Mcg::seed_from_u64(8);
+        // Two channels of a machine that is off: noise, and as much as when it runs.
+        let mut standardiser = Standardiser::new(&[0.0; 32], 16, 0);
+        let mut window = [0.0; 32];
+        let mut begun = Vec::new();
+        for at in 0..3_000 {
+            let (level, size) = if at < 1_500 { (0.0, 0.01) } else { (50.0, 4.0) };
+            window.rotate_left(1);
+            window[15] = level + size * rng.sample::<f32, _>(StandardNormal);
+            window[31] = level + 4.0 * rng.sample::<f32, _>(StandardNormal);
+            standardiser.learn(&window, 16, 1, 8192);
+            begun.extend(standardiser.begin_anew(&window, 16).into_iter().map(|of| (at, of)));
+        }
+        // As soon as may be, and a little later: some samples are not far from where it was.
+        let [(at, 0)] = begun[..] else { panic!("{begun:?}") };
+        assert!((1_500..1_550).contains(&(at + 1 - LASTING as usize * 16)), "{at}");
+        assert!((standardiser.channels[0].center - 50.0).abs() < 1.0);
+        assert!((standardiser.channels[0].scale - 4.0).abs() < 0.5, "{standardiser:?}");
+    }
+
+    #[test]
+    fn a_fault_that_ends_soon_does_not_begin_a_channel_anew() {
+        let mut rng = Pcg64Mcg::seed_from_u64(8);
+        let mut standardiser = Standardiser::new(&[0.0; 16], 16, 0);
+        let mut window = [0.0; 16];
+        for at in 0..10_000 {
+            // A third of the time it is wild, for as long as is not long.
+            let size = if at % 600 < 200 { 100.0 } else { 1.0 };
+            window.rotate_left(1);
+            window[15] = size * rng.sample::<f32, _>(StandardNormal);
+            standardiser.learn(&window, 16, 1, 100_000);
+            assert!(standardiser.begin_anew(&window, 16).is_empty(), "{at}");
+        }
     }
 
     #[test]

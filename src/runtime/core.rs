@@ -516,4 +516,51 @@ mod tests {
         results(&mut core, &[segments]);
         assert_eq!(in_memory(&core), [4]);
     }
+
+    #[test]
+    fn a_machine_that_is_off_at_first_is_scored_like_any_other_once_it_runs() {
+        let mut pipeline = pipeline("mlp");
+        pipeline.scores.false_alarms = "1 per hour".parse().expect("a rate");
+        // Off for longer than it takes to be warm, then running, with one fault.
+        const ON: usize = 400;
+        const FAULT: usize = 1_500;
+        for noise in [0.0, 1e-3] {
+            let mut rng = Pcg64Mcg::seed_from_u64(5);
+            let samples: Vec<[f32; CHANNELS]> = (0..4 * (FAULT + 100))
+                .map(|at| {
+                    let size = if at < 4 * ON { noise } else { 1.0 };
+                    let wave = (at as f32 * 0.4).sin();
+                    let shift = if at / 4 >= FAULT && at / 4 < FAULT + 10 { 8.0 } else { 0.0 };
+                    let mut of = |level: f32, shift: f32| {
+                        let level = if at < 4 * ON { 0.0 } else { level };
+                        level + size * (wave + rng.random_range(-0.3..0.3)) + shift
+                    };
+                    [of(60.0, shift), of(1_400.0, 0.0)]
+                })
+                .collect();
+            let mut segments = Segments::default();
+            for (sequence, start) in (0..samples.len() - LENGTH).step_by(4).enumerate() {
+                for channel in 0..CHANNELS {
+                    let values = samples[start..start + LENGTH].iter().map(|row| row[channel]);
+                    segments.values.extend(values);
+                }
+                segments.runs.push(0);
+                segments.fresh.push(if sequence == 0 { LENGTH } else { 4 });
+                segments.meta.push(SegmentMeta {
+                    key: "machine".into(),
+                    lane: Lane::new("test", 0),
+                    sequence: sequence as u64,
+                    window_start: start as i64 * 1_000_000,
+                    window_end: (start + LENGTH) as i64 * 1_000_000,
+                    first_offset: 0,
+                    last_offset: 0,
+                });
+            }
+            let scores = results(&mut Core::new(&pipeline), &[segments]);
+            let alert = |at: usize| scores[at].1.alert;
+            let alerts = |range: std::ops::Range<usize>| range.filter(|at| alert(*at)).count();
+            assert!(alerts(FAULT - 3..FAULT + 10) > 5, "{noise}");
+            assert!(alerts(ON + 100..FAULT - 3) < 20, "{noise}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{Group, Lanes, Mask, Samples};
+use super::lanes::{Group, Lanes, Mask, Samples, clear};
 use super::tail::Tail;
 
 /// Number of time scales.
@@ -51,6 +51,11 @@ impl Changes {
         self.typical.resize(2 * SCALES * channels, 0.0);
         let typical = &mut self.typical;
         Arch::new().dispatch(Push { typical, samples, fresh, scales, found });
+    }
+
+    /// Forgets the typical sizes of a channel's changes.
+    pub fn begin_anew(&mut self, channel: usize, channels: usize) {
+        clear(&mut self.typical, channel, channels);
     }
 }
 
@@ -390,5 +395,24 @@ mod tests {
         for (near, far) in found[0].iter().zip(found[1]) {
             assert!((near - far).abs() < 1e-3 * near, "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_channel_that_begins_anew_has_no_typical_changes_and_others_have() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut changes = Changes::default();
+        let mut push = |changes: &mut Changes| {
+            let segment: Vec<f32> = (0..2 * TIME).map(|_| rng.sample(StandardNormal)).collect();
+            let mut found = Vec::new();
+            changes.push(&Samples::new(&segment, TIME), 1, 0..SCALES, &mut found);
+            found
+        };
+        for _ in 0..50 {
+            push(&mut changes);
+        }
+        changes.begin_anew(0, 2);
+        let found = push(&mut changes);
+        assert_eq!(found[0], [0.0; SCALES]);
+        assert!(found[1].iter().all(|size| *size > 0.0), "{found:?}");
     }
 }

@@ -28,6 +28,11 @@ pub struct Mask<S: Simd> {
 /// Most lanes of any vector.
 pub const MOST: usize = 16;
 
+/// Sets what rows `[rows, channels]` hold of one channel to 0.
+pub fn clear(rows: &mut [f32], channel: usize, channels: usize) {
+    rows.iter_mut().skip(channel).step_by(channels).for_each(|value| *value = 0.0);
+}
+
 impl<S: Simd> Lanes<S> {
     #[inline(always)]
     pub fn splat(simd: S, value: f32) -> Self {

@@ -150,6 +150,22 @@ impl Level {
         }
     }
 
+    /// Forgets a channel's level, and how the others' go with it.
+    pub fn begin_anew(&mut self, channel: usize) {
+        let channels = self.channels.len();
+        let mut rest = &mut self.covariance[..];
+        for (at, known) in self.channels.iter_mut().enumerate() {
+            let (row, below) = rest.split_at_mut(channels - at);
+            if at < channel {
+                row[channel - at] = 0.0;
+            } else if at == channel {
+                row.fill(0.0);
+                *known = Channel::default();
+            }
+            rest = below;
+        }
+    }
+
     fn compare(&self, room: &mut Room) -> Found {
         let channels = self.channels.len();
         let Room { deviations, off, scales, correlations, whitened, .. } = room;
@@ -387,6 +403,29 @@ mod tests {
         let suspicious = (0..100).filter(|_| push(50.0, 1.0).unwrap().suspicious).count();
         assert!(suspicious <= 1, "{suspicious}");
         assert!(push(60.0, 1.0).unwrap().suspicious);
+    }
+
+    #[test]
+    fn a_channel_that_begins_anew_forgets_what_it_was_and_went_with_and_others_do_not() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let before = learned(&mut rng, 2000);
+        let mut level = before.clone();
+        level.begin_anew(1);
+        assert_eq!(level.channels[0], before.channels[0]);
+        // Rows of three, two and one: what the second has a part in.
+        for (at, (after, before)) in level.covariance.iter().zip(&before.covariance).enumerate() {
+            let forgotten = [1, 3, 4].contains(&at);
+            assert_eq!(*after, if forgotten { 0.0 } else { *before }, "{at}");
+        }
+        // At home at another level, and soon measured there.
+        let mut elsewhere = |off: f32| {
+            let mut values = sample(&mut rng, 0.0);
+            values[1] += 1000.0 + off;
+            level.see(&values, 1, 1)
+        };
+        (0..100).for_each(|_| drop(elsewhere(0.0)));
+        assert!(!elsewhere(0.0).unwrap().suspicious);
+        assert!(elsewhere(-1000.0).unwrap().suspicious);
     }
 
     #[test]

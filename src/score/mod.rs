@@ -480,6 +480,11 @@ impl Scorer {
                 lessons.filter(|_| !still).for_each(|value| self.tails[LEVEL].learn(value));
             }
             state.learn(&found, &origin, meta.window_end);
+            for (_, channel) in embedded.anew.iter().filter(|(at, _)| *at == row) {
+                if *channel < self.shape.observed {
+                    state.begin_anew(*channel, self.shape.observed);
+                }
+            }
             if normal {
                 self.memory.admit(embedding, values, origin, &mut self.rng);
             }
@@ -739,6 +744,14 @@ impl KeyState {
             }
             None => None,
         }
+    }
+
+    /// Forgets all that is known of one of the measured channels by itself.
+    fn begin_anew(&mut self, channel: usize, channels: usize) {
+        self.level.begin_anew(channel);
+        self.changes.begin_anew(channel, channels);
+        self.forecasts.begin_anew(channel, channels);
+        self.texture.begin_anew(channel, channels);
     }
 
     fn learn(&mut self, found: &Findings, origin: &Origin, window_end: i64) {

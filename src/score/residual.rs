@@ -11,7 +11,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{Group, Lanes, MOST, Mask, Samples};
+use super::lanes::{Group, Lanes, MOST, Mask, Samples, clear};
 
 /// Statistics of the errors: their largest size among the new samples, the size of their recent mean,
 /// and their recent mean square.
@@ -141,6 +141,14 @@ impl Forecasts {
         found.clear();
         found.resize(channels, [0.0; KINDS]);
         Arch::new().dispatch(Push { state: &mut self.state, samples, around, fresh, found });
+    }
+
+    /// Forgets a channel's errors, and how it is forecast.
+    pub fn begin_anew(&mut self, channel: usize, channels: usize) {
+        if !self.state.is_empty() {
+            clear(&mut self.state, channel, channels);
+            forget(&mut self.state, channels, channel);
+        }
     }
 }
 
@@ -540,5 +548,23 @@ mod tests {
         }
         let late = forecasts.state[USUAL * 2];
         assert!((0.7..1.4).contains(&(late / early)), "{early} {late}");
+    }
+
+    #[test]
+    fn a_channel_that_begins_anew_is_not_measured_at_first_and_others_are() {
+        let mut machine = Machine::new();
+        let mut kept = machine.learned();
+        let mut anew = kept.clone();
+        anew.begin_anew(0, 2);
+        // Fewer errors than are known of any usual size.
+        let segment = machine.segment();
+        let (of_kept, of_anew) = (kept.found(&segment, 20, true), anew.found(&segment, 20, true));
+        assert!(of_kept[0].iter().all(|of_kind| *of_kind > 0.0), "{of_kept:?}");
+        assert_eq!(of_anew, [[0.0; KINDS], of_kept[1]]);
+        for _ in 0..10 {
+            anew.found(&machine.segment(), TIME, true);
+        }
+        let again = anew.found(&machine.segment(), TIME, true)[0];
+        assert!(again[0] > 0.0 && again[2] < 3.0, "{again:?}");
     }
 }

@@ -8,7 +8,7 @@
 use pulp::{Arch, Scalar, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{Group, Lanes, Samples};
+use super::lanes::{Group, Lanes, Samples, clear};
 use super::ruler::Rulers;
 
 /// Lags, in samples.
@@ -35,6 +35,11 @@ impl Texture {
         found.resize(channels, 0.0);
         self.usual.resize(LAGS.len() * ROWS * channels, 0.0);
         Arch::new().dispatch(Push { usual: &mut self.usual, samples, found });
+    }
+
+    /// Forgets a channel's usual steps.
+    pub fn begin_anew(&mut self, channel: usize, channels: usize) {
+        clear(&mut self.usual, channel, channels);
     }
 }
 
@@ -161,5 +166,23 @@ mod tests {
         let mut texture = Texture::default();
         assert_eq!(measured(&mut texture, &[f32::NAN; 64]), 0.0);
         assert!(texture.usual.iter().all(|value| *value == 0.0));
+    }
+
+    #[test]
+    fn a_channel_that_begins_anew_has_no_usual_steps_and_others_have() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut texture = Texture::default();
+        let mut push = |texture: &mut Texture| {
+            let segment = [wave(&mut rng, 0.3), wave(&mut rng, 0.5)].concat();
+            let mut found = Vec::new();
+            texture.push(&Samples::new(&segment, 64), &mut found);
+            found
+        };
+        for _ in 0..50 {
+            push(&mut texture);
+        }
+        texture.begin_anew(1, 2);
+        let found = push(&mut texture);
+        assert!(found[0] > 0.0 && found[1] == 0.0, "{found:?}");
     }
 }
