@@ -95,7 +95,7 @@ const CORRELATED_CHANNELS: usize = 32;
 
 impl Level {
     /// Compares raw `samples` (NaN where missing), of which the `fresh` last are new, with the level
-    /// so far, then learns from it. A channel without recent samples is taken to be where it was.
+    /// so far, then learns from it. A channel without recent samples has no part in either.
     /// `None` until enough is known.
     pub fn push(&mut self, samples: &Samples, fresh: usize, room: &mut Room) -> Option<Found> {
         let recent = (samples.time() / 4).max(1);
@@ -111,8 +111,12 @@ impl Level {
         room.off.extend(
             channels.map(|(level, channel)| level.map_or(0.0, |level| level.mean - channel.mean)),
         );
-        let known = self.channels.iter().all(|channel| channel.weight >= KNOWN);
-        let found = known.then(|| self.compare(room));
+        let known = |weight| {
+            let mut channels = self.channels.iter().zip(&room.levels);
+            channels.all(|(channel, level)| level.is_none() || channel.weight >= weight)
+        };
+        let (known, settled) = (known(KNOWN), known(SETTLED));
+        let found = known.then(|| self.compare(settled, room));
         let suspicious = found.is_some_and(|found| found.suspicious);
         let any_far = suspicious && room.deviations.iter().any(is_far);
         self.begin_those_that_move(room);
@@ -121,7 +125,8 @@ impl Level {
             let takes_part = suspicious && (!any_far || is_far(&room.deviations[at]));
             channel.suspicious = if takes_part { channel.suspicious + independent } else { 0.0 };
             let teaches_little = takes_part && channel.suspicious <= ACCEPTED;
-            room.weights.push(independent * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 });
+            let observed = if room.levels[at].is_some() { independent } else { 0.0 };
+            room.weights.push(observed * if teaches_little { SUSPICIOUS_WEIGHT } else { 1.0 });
         }
         self.learn(room);
         found
@@ -129,8 +134,13 @@ impl Level {
 
     fn begin(&mut self, levels: &[Option<Recent>], independent: f64) {
         let channels = levels.iter().map(|level| {
-            let Recent { mean, noise } = level.unwrap_or_default();
-            Channel { mean, noise, weight: independent, suspicious: 0.0 }
+            let known = |Recent { mean, noise }| Channel {
+                mean,
+                noise,
+                weight: independent,
+                suspicious: 0.0,
+            };
+            level.map_or_else(Channel::default, known)
         });
         self.channels = channels.collect();
         self.covariance = vec![0.0; levels.len() * (levels.len() + 1) / 2];
@@ -166,16 +176,18 @@ impl Level {
         }
     }
 
-    fn compare(&self, room: &mut Room) -> Found {
+    fn compare(&self, settled: bool, room: &mut Room) -> Found {
         let channels = self.channels.len();
-        let Room { deviations, off, scales, correlations, whitened, .. } = room;
+        let Room { deviations, levels, off, scales, correlations, whitened, .. } = room;
         scales.clear();
         let mut rest = &self.covariance[..];
-        for (at, channel) in self.channels.iter().enumerate() {
-            let resolution = 1e-6 * channel.mean;
-            let variance =
-                rest[0] + PRIOR * channel.noise / channel.weight + resolution * resolution + 1e-18;
-            scales.push(1.0 / variance.sqrt());
+        for (at, (channel, level)) in self.channels.iter().zip(&*levels).enumerate() {
+            // A channel that is not observed is as far as any, and goes with none.
+            scales.push(level.map_or(0.0, |_| {
+                let resolution = 1e-6 * channel.mean;
+                let prior = PRIOR * channel.noise / channel.weight;
+                1.0 / (rest[0] + prior + resolution * resolution + 1e-18).sqrt()
+            }));
             rest = &rest[channels - at..];
         }
         whitened.clear();
@@ -197,11 +209,10 @@ impl Level {
         } else {
             whitened.iter().map(|z| z * z).sum()
         };
-        let evidence = evidence(square, channels);
+        let evidence = evidence(square, levels.iter().flatten().count());
         Found {
             evidence: evidence.min(f64::from(f32::MAX)) as f32,
-            suspicious: evidence > SUSPICION
-                && self.channels.iter().all(|channel| channel.weight >= SETTLED),
+            suspicious: evidence > SUSPICION && settled,
         }
     }
 
@@ -213,7 +224,7 @@ impl Level {
         let channels = self.channels.iter_mut().zip(levels).zip(weights);
         for ((channel, level), weight) in channels {
             channel.weight += *weight;
-            let rate = *weight / channel.weight.min(HORIZON);
+            let rate = if *weight > 0.0 { *weight / channel.weight.min(HORIZON) } else { 0.0 };
             if let Some(level) = level {
                 channel.mean += rate * (level.mean - channel.mean);
                 channel.noise += rate * (level.noise - channel.noise);
@@ -240,8 +251,11 @@ fn is_far(deviation: &f32) -> bool {
 }
 
 /// `-ln` of the probability that a chi-squared variable of `channels` degrees of freedom is at
-/// least `square` (Wilson & Hilferty 1931: its cube root is all but normal).
+/// least `square` (Wilson & Hilferty 1931: its cube root is all but normal). 0 for none.
 fn evidence(square: f64, channels: usize) -> f64 {
+    if channels == 0 {
+        return 0.0;
+    }
     let spread = 2.0 / (9.0 * channels as f64);
     let z = ((square.max(0.0) / channels as f64).cbrt() - (1.0 - spread)) / spread.sqrt();
     -ln_survival(z)
@@ -426,6 +440,29 @@ mod tests {
         (0..100).for_each(|_| drop(elsewhere(0.0)));
         assert!(!elsewhere(0.0).unwrap().suspicious);
         assert!(elsewhere(-1000.0).unwrap().suspicious);
+    }
+
+    #[test]
+    fn a_channel_that_is_seldom_observed_is_as_far_as_it_seems_and_hides_no_other() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut level = Level::default();
+        let mut push = |level: &mut Level, shift: f32| {
+            let mut values = sample(&mut rng, shift);
+            // Not at first, and one time in ten.
+            if level.channels.is_empty() || rng.random_bool(0.9) {
+                values[2] = f32::NAN;
+            }
+            (values[2].is_nan(), level.see(&values, 1, 1))
+        };
+        let mut far = [0, 0];
+        for _ in 0..20_000 {
+            let (absent, found) = push(&mut level, 0.0);
+            let rare = found.is_some_and(|found| found.evidence > 100_f32.ln());
+            far[usize::from(!absent)] += usize::from(rare);
+        }
+        // Of those without it and with it one in a hundred; shrinkage makes it less.
+        assert!((36..360).contains(&far[0]) && (4..40).contains(&far[1]), "{far:?}");
+        assert!(push(&mut level, 5.0).1.unwrap().suspicious);
     }
 
     #[test]

@@ -35,10 +35,10 @@ const NORMAL: f32 = 1.253_3;
 const KNOWN: f32 = 2.0 * RECENT as f32;
 /// Below what `f32` resolves of standardised values, an error is none.
 const RESOLUTION: f32 = 1e-4;
-/// Variance of a weight before anything is known, and the most it may become where a constant
-/// input leaves it undetermined.
+/// Variance of a weight before anything is known, and the most it may grow to where the inputs leave it
+/// undetermined, as those of a constant channel or of two that are the same: of much larger ones, `f32`s
+/// lose what is known of the others.
 const UNKNOWN: f32 = 1.0;
-const MOST_UNKNOWN: f32 = 100.0;
 
 /// The forecasts of all channels of a key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -359,7 +359,8 @@ impl<S: Simd> Filters<S> {
         let zero = constant(0.0);
         let forgetting = 1.0 - 1.0 / HORIZON;
         let mut gain = [zero; MOST_INPUTS];
-        let mut largest = zero;
+        let mut growth = [constant(1.0); MOST_INPUTS];
+        let grown = constant((1.0 / forgetting).sqrt());
         let mut rest = &self.inverse[..];
         for pair in 0..inputs / 2 {
             let (block, below) = rest.split_at(block_of(inputs, 2 * pair));
@@ -372,7 +373,11 @@ impl<S: Simd> Filters<S> {
                 corner[0].mul_add(x[0], corner[1].mul_add(x[1], own[0])),
                 corner[1].mul_add(x[0], corner[2].mul_add(x[1], own[1])),
             ];
-            largest = largest.max(corner[0]).max(corner[2]);
+            // Kept from growing where the inputs say nothing.
+            for (growth, unknown) in growth[2 * pair..].iter_mut().zip([corner[0], corner[2]]) {
+                let grows = fits.and(constant(UNKNOWN).greater(unknown));
+                *growth = grows.choose(grown, *growth);
+            }
             for ((column, of), other) in columns.as_chunks::<2>().0.iter().zip(further).zip(others)
             {
                 sums[0] = column[0].mul_add(*of, sums[0]);
@@ -387,9 +392,6 @@ impl<S: Simd> Filters<S> {
             power[1] = gain[1].mul_add(x[1], power[1]);
         }
         let share = fits.choose(constant(1.0) / (power[0] + power[1]), zero);
-        // Kept from growing where the inputs say nothing.
-        let grows = fits.and(constant(MOST_UNKNOWN).greater(largest));
-        let growth = grows.choose(constant(1.0 / forgetting), constant(1.0));
         let step = share * error;
         // Times nothing, what is not finite is not nothing.
         let mut nothing = zero;
@@ -405,17 +407,19 @@ impl<S: Simd> Filters<S> {
             rest = below;
             let (corner, columns) = block.split_at_mut(3);
             let (own, others) = gain[2 * pair..].split_at(2);
+            let (growth, further) = growth[2 * pair..].split_at(2);
             let shared = [less * own[0], less * own[1]];
-            corner[0] = growth * shared[0].mul_add(own[0], corner[0]);
-            corner[1] = growth * shared[0].mul_add(own[1], corner[1]);
-            corner[2] = growth * shared[1].mul_add(own[1], corner[2]);
+            corner[0] = growth[0] * growth[0] * shared[0].mul_add(own[0], corner[0]);
+            corner[1] = growth[0] * growth[1] * shared[0].mul_add(own[1], corner[1]);
+            corner[2] = growth[1] * growth[1] * shared[1].mul_add(own[1], corner[2]);
             for diagonal in [corner[0], corner[2]] {
                 smallest = smallest.min(diagonal);
                 nothing = diagonal.mul_add(zero, nothing);
             }
-            for (column, other) in columns.as_chunks_mut::<2>().0.iter_mut().zip(others) {
-                column[0] = growth * shared[0].mul_add(*other, column[0]);
-                column[1] = growth * shared[1].mul_add(*other, column[1]);
+            let columns = columns.as_chunks_mut::<2>().0.iter_mut();
+            for ((column, other), grown) in columns.zip(others).zip(further) {
+                column[0] = growth[0] * *grown * shared[0].mul_add(*other, column[0]);
+                column[1] = growth[1] * *grown * shared[1].mul_add(*other, column[1]);
             }
         }
         let sound = smallest.greater(zero).and(zero.reaches(nothing.abs()));
@@ -572,6 +576,20 @@ mod tests {
             }
             assert!(largest[0] < 6.0 && largest[1] < 6.0 && largest[2] < 3.0, "{largest:?}");
         }
+    }
+
+    #[test]
+    fn what_two_channels_that_are_the_same_leave_undetermined_is_no_less_known_than_at_first() {
+        let mut machine = Machine::new();
+        let mut forecasts = Forecasts::default();
+        for _ in 0..1_000 {
+            let mut values = machine.segment();
+            values.extend_from_within(TIME..);
+            forecasts.found(&values, TIME, true);
+        }
+        let inverse = &forecasts.state[(WEIGHTS + inputs_of(3)) * 3..];
+        let largest = inverse.iter().copied().fold(0.0, f32::max);
+        assert!((0.4..=1.01 * UNKNOWN).contains(&largest), "{largest}");
     }
 
     #[test]

@@ -88,7 +88,8 @@ fn step_size<S: Simd>(samples: &Samples, lag: usize, group: Group<S>) -> Option<
         pairs = pairs + known.choose(one, nothing);
     }
     let size = (sum / pairs + group.splat(RESOLUTION * RESOLUTION)).ln();
-    Some(pairs.greater(nothing).choose(size, group.splat(f32::NAN)))
+    let enough = group.splat((0.25 * (time - first - lag) as f32).max(1.0));
+    Some(pairs.reaches(enough).choose(size, group.splat(f32::NAN)))
 }
 
 #[cfg(test)]
@@ -184,5 +185,20 @@ mod tests {
         texture.begin_anew(1, 2);
         let found = push(&mut texture);
         assert!(found[0] > 0.0 && found[1] == 0.0, "{found:?}");
+    }
+
+    #[test]
+    fn a_few_steps_say_nothing_of_their_size() {
+        let mut rng = Pcg64Mcg::seed_from_u64(1);
+        let mut texture = learned(&mut rng);
+        // One step of a lag of 1, and one of 16.
+        let mut segment = wave(&mut rng, 0.9);
+        for at in (0..64).filter(|at| ![40, 41, 57].contains(at)) {
+            segment[at] = f32::NAN;
+        }
+        assert_eq!(measured(&mut texture.clone(), &segment), 0.0);
+        let mut segment = wave(&mut rng, 0.9);
+        segment.iter_mut().step_by(3).for_each(|value| *value = f32::NAN);
+        assert!(measured(&mut texture, &segment) > 0.0);
     }
 }
