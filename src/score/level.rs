@@ -108,9 +108,11 @@ impl Level {
         }
         room.off.clear();
         let channels = room.levels.iter().zip(&self.channels);
-        room.off.extend(
-            channels.map(|(level, channel)| level.map_or(0.0, |level| level.mean - channel.mean)),
-        );
+        // One that has not been observed before is not off from anything.
+        room.off.extend(channels.map(|(level, channel)| match level {
+            Some(level) if channel.weight > 0.0 => level.mean - channel.mean,
+            _ => 0.0,
+        }));
         let known = |weight| {
             let mut channels = self.channels.iter().zip(&room.levels);
             channels.all(|(channel, level)| level.is_none() || channel.weight >= weight)
@@ -448,6 +450,7 @@ mod tests {
         let mut level = Level::default();
         let mut push = |level: &mut Level, shift: f32| {
             let mut values = sample(&mut rng, shift);
+            values[2] += 1e5;
             // Not at first, and one time in ten.
             if level.channels.is_empty() || rng.random_bool(0.9) {
                 values[2] = f32::NAN;
