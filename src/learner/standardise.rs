@@ -87,9 +87,7 @@ impl Standardiser {
             channel.scale = usable(channel.running_variance.sqrt() as f32, channel.center);
         }
     }
-}
 
-impl Standardiser {
     /// Begins those channels anew, by a segment that was learned, that had been quiet and have not been so
     /// for long; returns which.
     pub fn begin_anew(&mut self, segment: &[f32], time: usize) -> Vec<usize> {
@@ -295,6 +293,10 @@ impl Channel {
     /// the one that was there before.
     fn begin(&mut self, samples: &[f32]) {
         let Some(newest) = samples.iter().rev().find(|sample| !sample.is_nan()) else { return };
+        // A constant channel comes here with each segment.
+        if samples.iter().all(|sample| sample.is_nan() || *sample == self.center) {
+            return;
+        }
         let fresh = Self::from_samples(samples);
         if fresh.running_variance > 0.0 || self.center.is_nan() {
             *self = fresh;

@@ -102,10 +102,9 @@ impl Level {
         look(samples, recent, &mut room.levels);
         let independent = (fresh as f64 / recent as f64).min(1.0);
         room.deviations.clear();
-        if self.channels.is_empty() {
-            self.begin(&room.levels, independent);
-            return None;
-        }
+        let channels = samples.channels();
+        self.channels.resize_with(channels, Channel::default);
+        self.covariance.resize(channels * (channels + 1) / 2, 0.0);
         room.off.clear();
         let channels = room.levels.iter().zip(&self.channels);
         // One that has not been observed before is not off from anything.
@@ -132,20 +131,6 @@ impl Level {
         }
         self.learn(room);
         found
-    }
-
-    fn begin(&mut self, levels: &[Option<Recent>], independent: f64) {
-        let channels = levels.iter().map(|level| {
-            let known = |Recent { mean, noise }| Channel {
-                mean,
-                noise,
-                weight: independent,
-                suspicious: 0.0,
-            };
-            level.map_or_else(Channel::default, known)
-        });
-        self.channels = channels.collect();
-        self.covariance = vec![0.0; levels.len() * (levels.len() + 1) / 2];
     }
 
     /// A channel that has stood still so far says nothing of how its level varies: it begins anew with
