@@ -18,7 +18,7 @@ use crate::sink::StagedFile;
 /// First bytes of every checkpoint.
 const MAGIC: &[u8; 8] = b"CSTREAM\n";
 /// Version of the format. A program reads its own version and refuses others by name.
-const FORMAT: u32 = 13;
+const FORMAT: u32 = 14;
 /// Magic, format version, length of the manifest, length of the core.
 const HEADER: usize = MAGIC.len() + 4 + 8 + 8;
 /// Length of a CRC-32.
