@@ -12,6 +12,7 @@ use std::hint::black_box;
 
 use contrastream::checkpoint::{Checkpoint, Part};
 use contrastream::config::Pipeline;
+use contrastream::learner;
 use contrastream::runtime::Core;
 use contrastream::sink::SegmentMeta;
 use contrastream::source::Lane;
@@ -104,6 +105,8 @@ fn trained(encoder: &str, stream: &mut Stream) -> Core {
 fn main() {
     let wanted = wanted();
     let (before, runs) = (count("BEFORE", 10), count("RUNS", 31));
+    // As the learner's thread does.
+    let _pool = learner::share_among(learner::cores()).expect("threads");
     for encoder in ["mlp", "tcn"] {
         let name = format!("{encoder}-score");
         if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {

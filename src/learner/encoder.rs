@@ -55,6 +55,16 @@ impl Encoder {
         }
     }
 
+    /// Multiplications for a segment of `time` samples, of its layers but a convolutional one's last.
+    pub fn work(&self, time: usize) -> usize {
+        match self {
+            Self::Tcn(Tcn { lift, blocks, .. }) => {
+                time * (lift.work() + blocks.iter().map(Convolution::work).sum::<usize>())
+            }
+            Self::Mlp(Mlp { layers }) => layers.iter().map(Dense::work).sum(),
+        }
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         match self {

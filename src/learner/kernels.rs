@@ -186,17 +186,19 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which the last bits of the sum
+    // hold: `as i32` would look for what no integer holds, too.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     // Fused where processors have it, of which all are that have wide vectors.
-    let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
     let mut polynomial: f32 = 1.0 / 720.0;
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         polynomial = polynomial.mul_add(r, coefficient);
     }
-    polynomial * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    polynomial * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
 vectorised! {

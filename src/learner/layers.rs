@@ -38,6 +38,11 @@ impl Dense {
         }
     }
 
+    /// Multiplications for a row.
+    pub fn work(&self) -> usize {
+        self.weights.values().len()
+    }
+
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub fn forward(&self, graph: &mut Graph, input: &Node) -> Node {
         self.forward_parts(graph, &[input])
@@ -155,6 +160,11 @@ impl Convolution {
             tap
         };
         Self { taps: [tap(), tap(), tap()], bias: Parameter::zeros(1, outputs), dilation, residual }
+    }
+
+    /// Multiplications for a moment.
+    pub fn work(&self) -> usize {
+        self.taps.iter().map(|tap| tap.values().len()).sum()
     }
 
     /// Steps between taps.

@@ -47,9 +47,9 @@ pub struct Settings {
     pub pairs: config::Pairs,
 }
 
-/// Segments that one core embeds at a time: enough to be worth handing over, and few enough for the
-/// second cache to hold what the layers make of them.
-const PART: usize = 16;
+/// Multiplications of the segments that one core embeds at a time: enough to be worth handing over, some
+/// 0.2 ms, and few enough for the second cache to hold what the layers make of them.
+const PART: usize = 16 << 20;
 /// Bounds of the inverse temperature where it is learned. CLIP (Radford et al. 2021) starts at
 /// 1 / 0.07 and stops at 100; a queue that holds a stream's own recurring states wants less.
 pub const SCALE_BOUNDS: std::ops::Range<f32> = 2.0..50.0;
@@ -134,11 +134,14 @@ impl Model {
     /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the
     /// cores share them. A segment's bits do not depend on those beside it.
     fn in_parts<E: Send>(&self, values: &[f32], network: impl Fn(Views<'_>) -> E + Sync) -> Vec<E> {
-        let size = PART * self.shape.channels * self.shape.length;
-        if values.len() <= size {
+        let size = self.shape.channels * self.shape.length;
+        let segments = values.len() / size;
+        let parts = segments * self.network.encoder.work(self.shape.length) / PART;
+        if parts <= 1 {
             return vec![network(self.views(values))];
         }
-        values.par_chunks(size).map(|values| network(self.views(values))).collect()
+        let part = segments.div_ceil(parts) * size;
+        values.par_chunks(part).map(|values| network(self.views(values))).collect()
     }
 
     /// Segments `[segments, channels, time]` as the network takes them.
