@@ -48,8 +48,8 @@ pub struct Settings {
 }
 
 /// Multiplications of the segments that one core embeds at a time: enough to be worth handing over, some
-/// 0.2 ms, and few enough for the second cache to hold what the layers make of them.
-const PART: usize = 16 << 20;
+/// 0.1 ms, and few enough for the second cache to hold what the layers make of them.
+const PART: usize = 12 << 20;
 /// Bounds of the inverse temperature where it is learned. CLIP (Radford et al. 2021) starts at
 /// 1 / 0.07 and stops at 100; a queue that holds a stream's own recurring states wants less.
 pub const SCALE_BOUNDS: std::ops::Range<f32> = 2.0..50.0;
