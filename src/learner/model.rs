@@ -134,13 +134,12 @@ impl Model {
     /// What `network` makes of standardised segments `[segments, channels, time]`, part by part: the
     /// cores share them. A segment's bits do not depend on those beside it.
     fn in_parts<E: Send>(&self, values: &[f32], network: impl Fn(Views<'_>) -> E + Sync) -> Vec<E> {
-        let size = self.shape.channels * self.shape.length;
-        let segments = values.len() / size;
-        let parts = segments * self.network.encoder.work(self.shape.length) / PART;
+        let views = self.views(values);
+        let parts = views.len() * self.network.encoder.work(views.time) / PART;
         if parts <= 1 {
-            return vec![network(self.views(values))];
+            return vec![network(views)];
         }
-        let part = segments.div_ceil(parts) * size;
+        let part = views.len().div_ceil(parts) * views.channels * views.time;
         values.par_chunks(part).map(|values| network(self.views(values))).collect()
     }
 

@@ -113,14 +113,15 @@ impl Around {
             let before = samples.row(at.saturating_sub(1));
             let row = samples.row(at).iter().zip(before);
             for (channel, (known, (sample, before))) in self.known.iter_mut().zip(row).enumerate() {
-                if !sample.is_nan() {
+                if sample.is_nan() {
+                    last[channel] = if known.is_nan() { 0.0 } else { *known };
+                    steps[channel] = 0.0;
+                } else {
                     // A step is one sample long.
                     last[channel] = if before.is_nan() { *sample } else { *before };
+                    steps[channel] = *sample - last[channel];
                     *known = *sample;
-                } else {
-                    last[channel] = if known.is_nan() { 0.0 } else { *known };
                 }
-                steps[channel] = if sample.is_nan() { 0.0 } else { *sample - last[channel] };
             }
             for more in 0..OTHERS {
                 last[channels + more] = last[more];
